@@ -1,0 +1,26 @@
+"""Joint matrix decomposition of CNNs: layers of the same shape share one SVD factor (Chen et al., arXiv 2107.04386)."""
+
+from jointsvd.cost import compression_factor, num_flops, num_parameters
+from jointsvd.decompose import bijsvd, ljsvd, rjsvd, truncated_svd
+from jointsvd.files import load_compressed, save_compressed
+from jointsvd.plan import Group, Plan, find_groups, plan_compression
+from jointsvd.surgery import build_structure, compress_model
+
+__version__ = "0.1.0"
+__all__ = [
+    "Group",
+    "Plan",
+    "bijsvd",
+    "build_structure",
+    "compress_model",
+    "compression_factor",
+    "find_groups",
+    "ljsvd",
+    "load_compressed",
+    "num_flops",
+    "num_parameters",
+    "plan_compression",
+    "rjsvd",
+    "save_compressed",
+    "truncated_svd",
+]

@@ -1,0 +1,118 @@
+"""Dense networks: ResNets of timm or torchvision and VGG-16, with an ImageNet or a CIFAR stem, from checkpoints."""
+
+from pathlib import Path
+from typing import Any, Literal
+
+import timm
+import torch
+import torchvision
+from safetensors.torch import load_file
+from torch import nn
+
+NAMES = ("resnet18", "resnet34", "resnet50", "vgg16_bn")
+
+
+def build_model(
+    name: str,
+    *,
+    num_classes: int,
+    in_channels: int = 3,
+    stem: Literal["cifar", "imagenet"] = "cifar",
+    source: Literal["timm", "torchvision"] = "timm",
+    pretrained: bool = False,
+) -> nn.Module:
+    """A dense network with random weights, or with `source`'s ImageNet weights if `pretrained`.
+
+    stem: "cifar" is He et al.'s for 32 x 32 images: a 3x3 conv of stride 1 and no pooling; VGG-16 gets one linear
+    layer behind its 13 convs. With pretrained weights and other than 1000 classes the classifier is a new one.
+    Raises ValueError for unknown names, and for pretrained weights that would not fit or could not be had.
+    """
+    if name not in NAMES:
+        raise ValueError(f"unknown model {name!r}; one of {', '.join(NAMES)}")
+    if stem not in ("cifar", "imagenet") or source not in ("timm", "torchvision"):
+        raise ValueError(f"stem is 'cifar' or 'imagenet', source 'timm' or 'torchvision'; got {stem!r}, {source!r}")
+    if pretrained and (stem != "imagenet" or in_channels != 3):
+        raise ValueError(
+            "pretrained ImageNet weights have a stem for 3-channel images of 224 x 224; set stem=imagenet and "
+            "in_channels=3, or train here (pretrained=false)"
+        )
+    try:
+        build = _timm if source == "timm" else _torchvision
+        model = build(name, num_classes, in_channels, pretrained)
+    except (OSError, RuntimeError) as error:
+        if not pretrained:
+            raise
+        raise ValueError(
+            f"could not get {source}'s weights of {name} ({error}); on a machine without internet, put a state dict "
+            "there and name it as the model's checkpoint"
+        ) from error
+    if stem == "cifar":
+        _set_cifar_stem(model, name, num_classes, in_channels)
+    return model
+
+
+def _timm(name: str, num_classes: int, in_channels: int, pretrained: bool) -> nn.Module:
+    return timm.create_model(name, pretrained=pretrained, num_classes=num_classes, in_chans=in_channels)
+
+
+def _torchvision(name: str, num_classes: int, in_channels: int, pretrained: bool) -> nn.Module:
+    # the paper starts from torchvision's first weights
+    model = torchvision.models.get_model(name, weights="IMAGENET1K_V1" if pretrained else None)
+    if num_classes != 1000:
+        if name.startswith("vgg"):
+            model.classifier[-1] = nn.Linear(4096, num_classes)
+        else:
+            model.fc = nn.Linear(model.fc.in_features, num_classes)
+    if in_channels != 3:
+        if name.startswith("vgg"):
+            model.features[0] = nn.Conv2d(in_channels, 64, 3, padding=1)
+        else:
+            model.conv1 = nn.Conv2d(in_channels, 64, 7, 2, 3, bias=False)
+    return model
+
+
+def _set_cifar_stem(model: Any, name: str, num_classes: int, in_channels: int) -> None:
+    if not name.startswith("vgg"):
+        model.conv1 = nn.Conv2d(in_channels, 64, 3, 1, 1, bias=False)
+        nn.init.kaiming_normal_(model.conv1.weight, mode="fan_out", nonlinearity="relu")
+        model.maxpool = nn.Identity()
+    elif hasattr(model, "pre_logits"):  # timm
+        model.pre_logits = nn.Identity()
+        model.head.fc = nn.Linear(512, num_classes)
+    else:
+        model.avgpool = nn.AdaptiveAvgPool2d(1)
+        model.classifier = nn.Linear(512, num_classes)
+
+
+def load_weights(model: nn.Module, path: str | Path) -> None:
+    """Load a state dict (safetensors, or .pt/.pth/.ckpt read with weights_only) into `model`, every key accounted for.
+
+    A "state_dict" or "model" entry around it and a "module." or "model." prefix on its keys are taken off.
+    Raises ValueError for a file that is missing, unreadable, or of another architecture.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ValueError(f"no checkpoint at {path}")
+    try:
+        state = load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
+    except Exception as error:  # torch and safetensors raise many kinds for a damaged file
+        raise ValueError(f"{path} is not a readable checkpoint of weights alone: {error}") from error
+    for key in ("state_dict", "model"):
+        if isinstance(state, dict) and isinstance(state.get(key), dict):
+            state = state[key]
+    if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
+        raise ValueError(f"{path} holds no state dict of tensors")
+    for prefix in ("module.", "model."):
+        if state and all(key.startswith(prefix) for key in state):
+            state = {key.removeprefix(prefix): value for key, value in state.items()}
+    try:
+        model.load_state_dict(state)
+    except RuntimeError as error:
+        raise ValueError(f"{path} holds another network: {error}") from error
+
+
+def init_truncated_normal(model: nn.Module, std: float) -> None:
+    """Weights of convs and linear layers from a truncated normal of mean 0, as the paper trains its networks."""
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d | nn.Linear):
+            nn.init.trunc_normal_(module.weight, std=std)

@@ -1,0 +1,247 @@
+"""Which layers are decomposed together and at which ranks: `Group`, `Plan`, and the paper's rules that make one."""
+
+import fnmatch
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from math import floor, prod
+from typing import Any, ClassVar, Literal
+
+from torch import nn
+
+from jointsvd.layers import unfolded_shape
+
+METHODS = ("svd", "rjsvd1", "rjsvd2", "ljsvd", "bijsvd")
+Method = Literal["svd", "rjsvd1", "rjsvd2", "ljsvd", "bijsvd"]
+
+
+@dataclass(frozen=True)
+class Group:
+    """Layers decomposed jointly. Only right_rank: RJSVD; only left_rank: LJSVD; both: Bi-JSVD; one member: plain SVD.
+
+    members: module names of convs. One member alone uses right_rank. Raises ValueError for ranks or members that
+    describe no decomposition.
+    """
+
+    members: tuple[str, ...]
+    left_rank: int = 0
+    right_rank: int = 0
+    kind: ClassVar[str] = "matrix"
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "members", tuple(self.members))
+        if not self.members or not all(isinstance(name, str) and name for name in self.members):
+            raise ValueError(f"a group needs members, as module names; got {self.members!r}")
+        if len(set(self.members)) < len(self.members):
+            raise ValueError(f"a group names a member twice: {self.members}")
+        ranks = (self.left_rank, self.right_rank)
+        if not all(isinstance(rank, int) and rank >= 0 for rank in ranks) or ranks == (0, 0):
+            raise ValueError(
+                f"group {self.members}: (left, right) ranks must be whole numbers, not both 0; got {ranks}"
+            )
+        if len(self.members) == 1 and self.left_rank:
+            raise ValueError(f"group {self.members}: one member alone has nothing to share; give right_rank only")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Groups and how they came about. `to_json` travels with the weights; loading rebuilds the structure from it.
+
+    settings: what made the plan (method, rank_rate, ...), for people and tables; nothing is computed from it.
+    """
+
+    groups: tuple[Group, ...] = ()
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    VERSION: ClassVar[int] = 1
+    KIND: ClassVar[str] = "jointsvd-plan"
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "groups", tuple(self.groups))
+        names = [name for group in self.groups for name in group.members]
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            raise ValueError(f"layers in more than one group: {twice}")
+
+    def to_json(self) -> str:
+        groups = [{"kind": group.kind, **asdict(group)} for group in self.groups]
+        return json.dumps(
+            {"version": self.VERSION, "kind": self.KIND, "settings": dict(self.settings), "groups": groups}
+        )
+
+    @classmethod
+    def from_json(cls, text: str) -> "Plan":
+        """Raises ValueError for anything that is not a plan of this version."""
+        try:
+            data = json.loads(text)
+            if data["kind"] != cls.KIND or data["version"] != cls.VERSION:
+                raise ValueError(f"kind {data['kind']!r}, version {data['version']!r}")
+            return cls(tuple(_group_from_dict(group) for group in data["groups"]), data["settings"])
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
+            raise ValueError(f"not a {cls.KIND} of version {cls.VERSION}: {error}") from error
+
+
+def _group_from_dict(data: Mapping[str, Any]) -> Group:
+    values = dict(data)
+    kinds = {Group.kind: Group}
+    kind = values.pop("kind")
+    if kind not in kinds:
+        raise ValueError(f"unknown kind of group {kind!r}; known: {sorted(kinds)}")
+    return kinds[kind](**values)
+
+
+def find_groups(
+    model: nn.Module,
+    *,
+    hid: Literal["alone", "joint", "dense"] = "alone",
+    layers: Sequence[str] | None = None,
+) -> list[tuple[str, ...]]:
+    """Names of the convs to decompose, those decomposed jointly in one tuple, in the order of the network.
+
+    ResNets (timm's and torchvision's names): convs of equal shape at one place of the blocks of a stage, from layer2
+    (the paper's conv3_x) on; stem, layer1 and shortcuts stay dense. VGGs: convs of equal shape between two poolings,
+    from the third stage on. The HID layer (first conv of a stage, half input depth) stands alone, joins the group that
+    it precedes, or stays dense.
+
+    layers: shell patterns (``layer3.*.conv2``) that choose the convs instead of the rule above.
+    Raises ValueError if nothing is found, or a pattern matches no conv.
+    """
+    convs = {name: module for name, module in model.named_modules() if _is_factorable(module)}
+    places = _places(model, convs)
+    if layers is None:
+        chosen = [name for name in convs if name in places and places[name][0] >= _FIRST_STAGE[places[name][1]]]
+    else:
+        chosen = _matching(convs, layers)
+    if not chosen:
+        raise ValueError(
+            "found no stages of repeated blocks (layer1, layer2, ... as in ResNets, or `features` with poolings as in "
+            "VGGs); name the convs with layers=[...] patterns, or make a Plan of Groups by hand"
+        )
+    rows: dict[tuple[Any, ...], list[str]] = {}
+    for name in chosen:
+        rows.setdefault(places.get(name, (name,)), []).append(name)
+    return [group for names in rows.values() for group in _split(names, convs, hid)]
+
+
+def plan_compression(
+    model: nn.Module,
+    method: Method,
+    *,
+    rank_rate: float,
+    left_share: float = 0.5,
+    hid: Literal["decompose", "dense"] = "decompose",
+    layers: Sequence[str] | None = None,
+) -> Plan:
+    """The paper's plan for `model`: every group gets the ranks that give it the parameters SVD has at `rank_rate`.
+
+    SVD takes rank ``floor(rank_rate * base)`` for each layer, base = O for a conv wider than 1x1 and min(I, O) for a
+    1x1. `left_share` is p of Bi-JSVD, the share of the rank that is left; p = 0 is RJSVD-2 and p = 1 is LJSVD.
+    `hid` = "dense" leaves the HID layers as they are (figure 5). `layers` as in `find_groups`.
+
+    Raises ValueError for unknown methods and values out of range, for a group whose ranks are all 0, and for one whose
+    factors would hold no fewer parameters than its dense members.
+    """
+    if method not in METHODS:
+        raise ValueError(f"unknown method {method!r}; one of {', '.join(METHODS)}")
+    if not 0 < rank_rate < float("inf"):
+        raise ValueError(f"rank_rate must be a positive number, got {rank_rate}")
+    if not 0 <= left_share <= 1:
+        raise ValueError(f"left_share must be between 0 and 1, got {left_share}")
+    if hid not in ("decompose", "dense"):
+        raise ValueError(f"hid must be 'decompose' or 'dense', got {hid!r}")
+
+    found = find_groups(
+        model, hid="dense" if hid == "dense" else "joint" if method == "rjsvd1" else "alone", layers=layers
+    )
+    if method == "svd":
+        found = [(name,) for members in found for name in members]
+    share = {"ljsvd": 1.0, "bijsvd": left_share}.get(method, 0.0)
+    convs = dict(model.named_modules())
+    groups = [_ranked_group(members, [convs[name] for name in members], rank_rate, share) for members in found]
+    settings: dict[str, Any] = {"method": method, "rank_rate": rank_rate, "hid": hid}
+    if method == "bijsvd":
+        settings["left_share"] = left_share
+    return Plan(tuple(groups), settings)
+
+
+def _ranked_group(members: tuple[str, ...], convs: Sequence[nn.Conv2d], rank_rate: float, left_share: float) -> Group:
+    """One rule for every group (METHOD's tables of rates follow from it): spend what SVD would spend at `rank_rate`."""
+    shapes = [unfolded_shape(conv) for conv in convs]
+    rows, cols = shapes[0]
+    left_cost = rows + sum(shape[1] for shape in shapes)  # parameters of one more left rank
+    right_cost = cols + sum(shape[0] for shape in shapes)
+    svd_cost = sum(_base(conv) * sum(shape) for conv, shape in zip(convs, shapes, strict=True))  # at rank_rate 1
+    if len(members) == 1:
+        left_share = 0.0
+    left_rate = svd_cost * left_share / left_cost
+    right_rate = svd_cost * (1 - left_share) / right_cost
+    # products such as 160 * 0.3 land just below a whole number
+    left_rank, right_rank = floor(left_rate * rank_rate + 1e-9), floor(right_rate * rank_rate + 1e-9)
+
+    names = ", ".join(members)
+    if left_rank == right_rank == 0:
+        raise ValueError(
+            f"rank_rate {rank_rate} leaves rank 0 for {names}; take rank_rate >= {1 / max(left_rate, right_rate):.3g}"
+        )
+    dense = sum(prod(shape) for shape in shapes)
+    factors = left_rank * left_cost + right_rank * right_cost
+    if factors >= dense:
+        raise ValueError(
+            f"rank_rate {rank_rate} gives {names} {factors:,} parameters, no fewer than the {dense:,} of the dense "
+            f"layers; take rank_rate < {dense / svd_cost:.3g}, or leave them dense (hid='dense', layers=[...])"
+        )
+    return Group(members, left_rank, right_rank)
+
+
+def _base(conv: nn.Conv2d) -> int:
+    """What rank_rate is a rate of (METHOD's table of ranks)."""
+    return min(conv.in_channels, conv.out_channels) if conv.kernel_size == (1, 1) else conv.out_channels
+
+
+_FIRST_STAGE = {"block": 2, "plain": 3}
+
+
+def _is_factorable(module: nn.Module) -> bool:
+    return isinstance(module, nn.Conv2d) and module.groups == 1
+
+
+def _places(model: nn.Module, convs: Mapping[str, nn.Module]) -> dict[str, tuple[int, str, str]]:
+    """conv name -> (stage number, kind of network, place in the block), for the stages that the names show."""
+    places: dict[str, tuple[int, str, str]] = {}
+    for name in convs:
+        if match := re.search(r"(?:^|\.)layer(\d+)\.\d+\.(conv\d+)$", name):
+            places[name] = (int(match[1]), "block", match[2])
+    stage = 1
+    for name, module in model.named_modules():
+        if re.search(r"(?:^|\.)features\.\d+$", name):
+            stage += isinstance(module, nn.MaxPool2d)
+            if name in convs:
+                places[name] = (stage, "plain", "conv")
+    return places
+
+
+def _matching(names: Iterable[str], patterns: Sequence[str]) -> list[str]:
+    names = list(names)
+    for pattern in patterns:
+        if not fnmatch.filter(names, pattern):
+            raise ValueError(f"layers: {pattern!r} matches no ungrouped conv; the convs are {', '.join(names)}")
+    return [name for name in names if any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)]
+
+
+def _split(names: list[str], convs: Mapping[str, Any], hid: str) -> list[tuple[str, ...]]:
+    """The layers at one place of a stage as groups of equal shape, the HID layer treated as `hid` says."""
+
+    def shape(name: str) -> tuple[int, ...]:
+        return tuple(convs[name].weight.shape)
+
+    groups: dict[tuple[int, ...], list[str]] = {}
+    for name in names:
+        groups.setdefault(shape(name), []).append(name)
+    first = names[0]
+    out_channels, in_channels, *kernel = shape(first)
+    wide = (out_channels, 2 * in_channels, *kernel)
+    if wide in groups and len(groups[shape(first)]) == 1:
+        if hid == "joint":
+            groups[wide].insert(0, first)
+        if hid != "alone":
+            del groups[shape(first)]
+    return [tuple(group) for group in groups.values()]
