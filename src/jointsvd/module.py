@@ -1,0 +1,154 @@
+"""Training: `Schedule` says how, `Classifier` is the LightningModule, `fit` and `evaluate` run it."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+import torch.nn.functional as F
+from pytorch_lightning.callbacks import ModelCheckpoint
+from torch import Tensor, nn
+from torch.optim import SGD, Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+from torchmetrics import MetricCollection
+from torchmetrics.classification import MulticlassAccuracy
+
+from jointsvd.data import ImageData
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """One phase of training by SGD.
+
+    With one_cycle the learning rate rises linearly over the first fifth of all steps and falls to zero as a cosine,
+    `lr` being its peak. Without, it is `lr`, divided by 10 after each of the `milestones` (epochs), but warmup_lrs[e]
+    in the first epochs e. init_std: standard deviation of the truncated normal that weights start from; null keeps the
+    network's own initialisation. Raises ValueError for values out of range.
+    """
+
+    epochs: int
+    batch_size: int
+    lr: float
+    momentum: float
+    nesterov: bool
+    weight_decay: float
+    one_cycle: bool
+    milestones: Sequence[int]
+    warmup_lrs: Sequence[float]
+    init_std: float | None
+
+    def __post_init__(self) -> None:
+        if self.epochs < 0 or self.batch_size < 1 or self.lr <= 0 or self.momentum < 0 or self.weight_decay < 0:
+            raise ValueError(f"a recipe needs epochs >= 0, batch_size >= 1, lr > 0 and no negative values: {self}")
+        if self.one_cycle and (self.milestones or self.warmup_lrs):
+            raise ValueError("a recipe is one_cycle, or has milestones and warmup_lrs; not both")
+
+    def factor(self, epoch: float) -> float:
+        """Learning rate at a (fractional) epoch, as a multiple of `lr`."""
+        if self.one_cycle:
+            rise = 0.2 * self.epochs
+            if epoch < rise:
+                return max(epoch / rise, 0.01)
+            return 0.5 * (1 + math.cos(math.pi * (epoch - rise) / (self.epochs - rise)))
+        if epoch < len(self.warmup_lrs):
+            return self.warmup_lrs[int(epoch)] / self.lr
+        return 0.1 ** sum(epoch >= milestone for milestone in self.milestones)
+
+    def __str__(self) -> str:
+        parts = [f"{self.epochs} epochs", f"batch {self.batch_size}", f"SGD lr {self.lr:g}"]
+        parts += ["one cycle"] if self.one_cycle else []
+        parts += [f"/ 10 after {', '.join(map(str, self.milestones))}"] if self.milestones else []
+        parts += [f"warm-up {', '.join(f'{lr:g}' for lr in self.warmup_lrs)}"] if self.warmup_lrs else []
+        return ", ".join(parts)
+
+
+class Classifier(pl.LightningModule):
+    """A network, trained with cross-entropy by `schedule`; top-1 and top-5 on the test set after every epoch.
+
+    best_top1: the highest top-1 (percent) after any epoch so far; it survives a resumed run.
+    """
+
+    def __init__(self, network: nn.Module, num_classes: int, schedule: Schedule | None = None):
+        super().__init__()
+        self.network, self.schedule = network, schedule
+        self.metrics = MetricCollection(
+            {f"top{k}": MulticlassAccuracy(num_classes, average="micro", top_k=k) for k in (1, 5) if k <= num_classes}
+        )
+        self.best_top1 = 0.0
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.network(images.contiguous(memory_format=torch.channels_last))
+
+    def on_fit_start(self) -> None:
+        self.network.to(memory_format=torch.channels_last)
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        images, labels = batch
+        loss = F.cross_entropy(self(images), labels)
+        self.log("train/loss", loss, on_step=False, on_epoch=True, prog_bar=True)
+        return loss
+
+    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        images, labels = batch
+        self.metrics.update(self(images).float(), labels)
+
+    def on_validation_epoch_end(self) -> None:
+        values = {name: 100 * value for name, value in self.metrics.compute().items()}
+        self.metrics.reset()
+        self.log_dict({f"test/{name}": value for name, value in values.items()}, prog_bar=True)
+        if self.trainer.state.fn == "fit":
+            self.best_top1 = max(self.best_top1, float(values["top1"]))
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["best_top1"] = self.best_top1
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.best_top1 = checkpoint["best_top1"]
+
+    def configure_optimizers(self) -> Any:
+        schedule = self.schedule
+        assert schedule is not None, "a Classifier without a schedule only evaluates"
+        optimizer: Optimizer = SGD(
+            self.network.parameters(),  # a shared factor comes once
+            lr=schedule.lr,
+            momentum=schedule.momentum,
+            nesterov=schedule.nesterov,
+            weight_decay=schedule.weight_decay,
+        )
+        steps = self.trainer.estimated_stepping_batches / schedule.epochs
+        scheduler = LambdaLR(optimizer, lambda step: schedule.factor(step / steps))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+
+def fit(trainer: pl.Trainer, classifier: Classifier, data: ImageData, folder: Path) -> None:
+    """Train; every epoch leaves folder/last.ckpt, from which a killed run goes on, with the bits of an unbroken one."""
+    last = folder / "last.ckpt"
+    trainer.fit(classifier, datamodule=data, ckpt_path=last if last.exists() else None, weights_only=True)
+
+
+def evaluate(trainer: pl.Trainer, network: nn.Module, data: ImageData) -> dict[str, float]:
+    """Accuracy on the test set: {"top1": percent, "top5": percent}."""
+    network.to(memory_format=torch.channels_last)
+    (metrics,) = trainer.validate(Classifier(network, data.num_classes), datamodule=data, verbose=False)
+    return {name.removeprefix("test/"): value for name, value in metrics.items()}
+
+
+def checkpointing(folder: Path) -> ModelCheckpoint:
+    """Keep one checkpoint, of the last epoch."""
+    return ModelCheckpoint(folder, filename="last", enable_version_counter=False, save_on_train_epoch_end=True)
+
+
+def resolve_precision(trainer: Mapping[str, Any]) -> str:
+    """The precision "auto" stands for: bf16 autocast where the processor computes in bf16, float32 elsewhere."""
+    precision = trainer["precision"]
+    if precision != "auto":
+        return str(precision)
+    if torch.cuda.is_available() and trainer["accelerator"] in ("auto", "gpu", "cuda"):
+        return "bf16-mixed" if torch.cuda.is_bf16_supported(including_emulation=False) else "32-true"
+    capable = torch.cpu.is_available() and any(
+        torch.cpu.get_capabilities().get(name) for name in ("avx512_bf16", "amx_bf16")
+    )
+    return "bf16-mixed" if capable else "32-true"

@@ -1,0 +1,126 @@
+"""Tables and pictures from result rows, beside what the paper prints; the same rows to W&B."""
+
+from collections.abc import Mapping
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from matplotlib.figure import Figure
+from rich.console import Console
+from rich.table import Table
+
+from jointsvd import paper
+from jointsvd.files import write_atomic
+from jointsvd.results import collect, summarize
+
+_LABELS = {"dense": "dense (control)", "svd": "SVD", "rjsvd1": "RJSVD-1", "rjsvd2": "RJSVD-2", "ljsvd": "LJSVD"}
+
+
+def report(folder: Path, logger: Mapping[str, Any]) -> pd.DataFrame:
+    """Print the table of the rows in `folder`; save results.csv, table.md and accuracy.png there; log it to W&B.
+
+    logger: the logger configuration; only wandb's does anything. Returns the table.
+    """
+    rows = collect(folder)
+    summary = summarize(rows)
+    table = readable(summary)
+    note = conditions(rows)
+    _print(table, note)
+    write_atomic(folder / "table.md", f"{table.to_markdown(index=False, disable_numparse=True)}\n\n{note}\n")
+    image = BytesIO()
+    picture(summary, note).savefig(image, format="png", dpi=150)
+    write_atomic(folder / "accuracy.png", image.getvalue())
+    print(f"Saved {folder}/results.csv, table.md and accuracy.png")
+    if "_target_" in logger:
+        from jointsvd.tracking import log_summary
+
+        log_summary(folder, table, rows, logger)
+    return table
+
+
+def readable(summary: pd.DataFrame) -> pd.DataFrame:
+    """The lines of `summarize` as text, beside the CF and accuracy that the paper prints for them."""
+    several = {name: summary[name].nunique() > 1 for name in ("model", "data", "schedule")}
+    lines = []
+    for row in summary.to_dict("records"):
+        printed = paper.printed(row)
+        spread = f" ± {row['top1_std']:.2f}" if row["n"] > 1 else ""
+        dense = row["method"] == "dense"
+        lines.append(
+            {name: row[name] for name, differs in several.items() if differs}
+            | {
+                "method": label(row),
+                "rank_rate": "" if dense else f"{row['rank_rate']:g}",
+                "CF": f"{row['compression_factor']:.2f}",
+                "CF, paper's count": f"{row['compression_factor_paper']:.2f}",
+                "CF it prints": f"{printed.compression_factor}" if printed and printed.compression_factor else "",
+                "parameters": f"{row['num_parameters']:,}",
+                "FLOPs": f"{row['flops'] / 1e8:.2f}e8",
+                "raw top-1 %": f"{row['raw_top1']:.2f}",
+                "top-1 %": f"{row['top1_mean']:.2f}{spread} (n={row['n']})",
+                "best %": f"{row['best_top1']:.2f}",
+                f"the paper's, {paper.dataset(row['data'])} %": f"{printed.top1:.2f}" if printed else "",
+            }
+        )
+    return pd.DataFrame(lines).fillna("")
+
+
+def label(row: Mapping[str, Any]) -> str:
+    """A row's method as the paper writes it."""
+    text = _LABELS.get(row["method"]) or f"Bi-JSVD_{row['left_share']:g}"
+    return text if row["hid"] != "dense" else f"{text}, HID dense"
+
+
+def conditions(rows: pd.DataFrame) -> str:
+    """What every number of the table was measured under, in one sentence."""
+
+    def all_of(name: str) -> str:
+        return " / ".join(str(value) for value in rows[name].unique())
+
+    first = rows.iloc[0]
+    return (
+        f"{all_of('model')} on {all_of('data')} ({first['image_size']} x {first['image_size']}, {first['num_train']:,} "
+        f"training and {first['num_test']:,} test images). Dense network: {first['baseline_top1']:.2f} % after "
+        f"{all_of('baseline_schedule')}, sha256 {first['baseline_sha256'][:12]}. Fine-tuning, dense control too: "
+        f"{all_of('schedule')}; seeds {all_of('seed').replace(' / ', ', ')}. Best: highest after any epoch, on the "
+        f"test set, as the paper reports it. {all_of('precision')}, {all_of('processor')}."
+    )
+
+
+def picture(summary: pd.DataFrame, note: str) -> Figure:
+    """Accuracy against CF, a line a method, the dense network fine-tuned alike dashed."""
+    figure = Figure(figsize=(8, 5.4), layout="constrained")
+    axes = figure.subplots()
+    compressed = summary[summary["method"] != "dense"]
+    named = compressed.assign(label=[label(row) for row in compressed.to_dict("records")])
+    for index, (name, lines) in enumerate(named.groupby("label", sort=False)):
+        lines = lines.sort_values("compression_factor")
+        axes.errorbar(
+            lines["compression_factor"],
+            lines["top1_mean"],
+            yerr=lines["top1_std"].fillna(0),
+            marker="osD^vP*X<>"[index % 10],
+            capsize=3,
+            alpha=0.85,
+            label=name,
+        )
+    for row in summary[summary["method"] == "dense"].to_dict("records"):
+        axes.axhline(row["top1_mean"], linestyle="--", color="black", linewidth=1, label="dense (control)")
+    axes.set(xlabel="compression factor (all parameters)", ylabel="top-1 accuracy, %")
+    axes.grid(alpha=0.3)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False, ncols=2, fontsize="small")
+    figure.supxlabel(note, fontsize=6, wrap=True)
+    return figure
+
+
+def _print(table: pd.DataFrame, note: str) -> None:
+    grid = Table(caption=note)
+    for column in table.columns:
+        grid.add_column(column, justify="left" if column == "method" else "right")
+    for line in table.itertuples(index=False):
+        grid.add_row(*map(str, line))
+    console = Console()
+    # a pipe or a log has no width of its own, and a wrapped table cannot be read
+    Console(width=max(console.width, 150) if not console.is_terminal else None).print(grid)

@@ -1,0 +1,128 @@
+"""Result rows: one JSON file a finished run, one CSV of all of them, and their summary over seeds."""
+
+import hashlib
+import json
+import platform
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytorch_lightning as pl
+import timm
+import torch
+import torchvision
+from filelock import FileLock
+
+import jointsvd
+from jointsvd.files import write_atomic
+
+ROW_FILE = "row.json"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One finished run. Accuracies in percent on the test set; FLOPs of one image; times in seconds."""
+
+    model: str
+    data: str
+    image_size: int
+    num_train: int
+    num_test: int
+    method: str
+    rank_rate: float | None
+    left_share: float | None
+    hid: str | None
+    layers: str | None
+    iterations: int | None
+    seed: int
+    num_parameters: int
+    compression_factor: float  # all parameters
+    compression_factor_paper: float  # without batch norm, as the paper counts
+    flops: int
+    raw_top1: float
+    raw_top5: float
+    top1: float  # after the last epoch
+    top5: float
+    best_top1: float  # after any epoch
+    baseline_top1: float
+    baseline_sha256: str  # of the dense network's file
+    baseline_schedule: str
+    schedule: str
+    precision: str
+    decompose_seconds: float
+    train_seconds: float
+    config_id: str  # equal for runs that differ in the seed alone
+    command: str
+    date: str
+    versions: str
+    processor: str
+
+    def write(self, folder: Path) -> None:
+        write_atomic(folder / ROW_FILE, json.dumps(asdict(self), indent=1) + "\n")
+
+
+def collect(folder: Path) -> pd.DataFrame:
+    """The rows of all finished runs in `folder`, also written to its results.csv, atomically.
+
+    Raises ValueError if there are none, or a row was written by a release with other columns.
+    """
+    names = [field.name for field in fields(Row)]
+    with FileLock(folder / ".results.lock"):
+        rows = []
+        for path in sorted(folder.glob(f"*/{ROW_FILE}")):
+            row = json.loads(path.read_text())
+            if list(row) != names:
+                raise ValueError(f"{path} has other columns than this release writes; move {folder} away and run again")
+            rows.append(row)
+        if not rows:
+            raise ValueError(f"no finished runs in {folder}")
+        table = pd.DataFrame(rows, columns=names)
+        write_atomic(folder / "results.csv", table.to_csv(index=False))
+    return table
+
+
+def summarize(rows: pd.DataFrame) -> pd.DataFrame:
+    """One line for each setting: n seeds, mean and standard deviation (n - 1) of top1, best of all."""
+    lines = []
+    for _, group in rows.groupby("config_id", sort=False):
+        line = group.iloc[0].to_dict()
+        line |= {"n": len(group), "top1_mean": group["top1"].mean(), "top1_std": group["top1"].std()}
+        line |= {"best_top1": group["best_top1"].max()}
+        lines.append(line)
+    order = ["dense", "svd", "rjsvd1", "rjsvd2", "ljsvd", "bijsvd"]
+    table = pd.DataFrame(lines)
+    table["order"] = table["method"].map(order.index)
+    return table.sort_values(["rank_rate", "order", "left_share"], na_position="first", ignore_index=True)
+
+
+def digest(values: Mapping[str, Any]) -> str:
+    """Eight hexadecimal digits that name a configuration."""
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:8]
+
+
+def file_sha256(path: str | Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def environment(device: torch.device) -> dict[str, Any]:
+    """Date, versions and processor, for a row."""
+    packages = {"jointsvd": jointsvd, "torch": torch, "torchvision": torchvision, "lightning": pl, "timm": timm}
+    versions = {name: module.__version__ for name, module in packages.items()} | {"python": platform.python_version()}
+    return {
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "versions": " ".join(f"{name}={version}" for name, version in versions.items()),
+        "processor": processor_name(device),
+    }
+
+
+def processor_name(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return f"{models[0] if models else platform.processor() or platform.machine()}, {torch.get_num_threads()} threads"
