@@ -28,11 +28,6 @@ class Blocks(nn.Module):
 NAMES = tuple(f"layer2.{i}.conv1" for i in range(3))
 
 
-@pytest.fixture(autouse=True)
-def seed():
-    torch.manual_seed(0)
-
-
 def test_unfold_is_the_papers_and_folds_back():
     weight = torch.randn(5, 4, 3, 2)
     W = unfold(weight)

@@ -1,29 +1,21 @@
-"""Image data as LightningDataModules: digits, Fashion-MNIST, CIFAR, and folders of images (ImageNet).
+"""Image data as LightningDataModules: batches, augmentation and normalisation; datasets.py has the sets themselves.
 
 Small sets live in memory as uint8 tensors; a batch is one indexing operation, and it is augmented and normalised by
 tensor operations on the training device. Which images a rank sees, and how they are augmented, follows from (seed,
 epoch, step, rank) alone, so that a resumed run sees what an unbroken one would have seen.
 """
 
-import gzip
-from collections.abc import Callable, Sequence
-from pathlib import Path
-from typing import Any, ClassVar
-from urllib.error import URLError
+from collections.abc import Sequence, Sized
+from typing import Any, ClassVar, cast
 
 import pytorch_lightning as pl
 import torch
 import torch.nn.functional as F
-import torchvision
-from filelock import FileLock
-from sklearn.datasets import load_digits
-from sklearn.model_selection import train_test_split
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torch.utils.data.distributed import DistributedSampler
 from torchvision.transforms import v2
 
-DEBIAN_FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
 Split = tuple[Tensor, Tensor]  # uint8 images (N, C, H, W), int64 labels (N)
 
 
@@ -47,9 +39,16 @@ class ImageData(pl.LightningDataModule):
         """(channels, height, width) of one image."""
         return self.in_channels, self.image_size, self.image_size
 
-    def num_batches(self) -> int:
-        """Training steps in an epoch; the last, smaller batch is left out."""
-        return len(self.train_set) // self.batch_size  # type: ignore[arg-type]
+    @property
+    def num_train(self) -> int:
+        return len(cast(Sized, self.train_set))
+
+    @property
+    def num_test(self) -> int:
+        return len(cast(Sized, self.test_set))
+
+    def setup(self, stage: str | None = None) -> None:
+        raise NotImplementedError
 
     def train_dataloader(self) -> DataLoader:
         rank, world_size = _rank()
@@ -58,16 +57,13 @@ class ImageData(pl.LightningDataModule):
         )  # shuffles by (seed, epoch); Lightning tells it the epoch
         if self.batch_size % world_size:
             raise ValueError(f"batch_size {self.batch_size} is global; it must be a multiple of {world_size} processes")
-        if not self.num_batches():
-            raise ValueError(f"batch_size {self.batch_size} is larger than the training set")
         return self._loader(self.train_set, self.batch_size // world_size, sampler, drop_last=True)
 
     def val_dataloader(self) -> DataLoader:
         """The test set: the paper has no other, and reports the best test accuracy of all epochs beside the last."""
         rank, world_size = _rank()
-        num_images = len(self.test_set)  # type: ignore[arg-type]
         # a plain range, where DistributedSampler would repeat images to give all ranks equally many
-        return self._loader(self.test_set, 256, range(rank, num_images, world_size))
+        return self._loader(self.test_set, 256, range(rank, self.num_test, world_size))
 
     def _loader(self, dataset: Dataset, batch_size: int, sampler: Any, drop_last: bool = False) -> DataLoader:
         options: dict[str, Any] = {"collate_fn": _as_is} if isinstance(dataset, TensorImages) else {}
@@ -153,126 +149,6 @@ def augment(images: Tensor, pad: int, flip: bool, generator: torch.Generator) ->
     return cropped.movedim(3, 1)
 
 
-class Digits(InMemoryData):
-    """scikit-learn's handwritten digits: 8 x 8, 1,797 images, every fifth (stratified, fixed) for testing."""
-
-    num_classes, in_channels = 10, 1
-    mean, std, pad, flip = (0.3054,), (0.3187,), 2, False
-
-    def load(self) -> tuple[Split, Split]:
-        digits = load_digits()
-        images = torch.from_numpy(digits.images * 255 / 16).round().to(torch.uint8).unsqueeze(1)
-        labels = torch.from_numpy(digits.target).long()
-        train, test = train_test_split(range(len(labels)), test_size=0.2, random_state=0, stratify=labels)
-        return (images[train], labels[train]), (images[test], labels[test])
-
-
-class FashionMNIST(InMemoryData):
-    """Fashion-MNIST, 28 x 28, 60,000 and 10,000 images.
-
-    root: folder of the four .gz files (or of torchvision's FashionMNIST/raw). Without one, the folder of Debian's
-    package dataset-fashion-mnist, or else torchvision's download to `download_root`.
-    """
-
-    num_classes, in_channels = 10, 1
-    mean, std, pad, flip = (0.2860,), (0.3530,), 2, True
-
-    def __init__(self, image_size: int, root: str | None, download_root: str):
-        super().__init__(image_size)
-        self.root, self.download_root = root, Path(download_root)
-
-    def load(self) -> tuple[Split, Split]:
-        downloaded = self.download_root / "FashionMNIST" / "raw"
-        places = [Path(self.root)] if self.root else [DEBIAN_FASHION_MNIST, downloaded]
-        if not self.root and not any(_has_idx(place) for place in places):
-            _download(
-                lambda: torchvision.datasets.FashionMNIST(str(self.download_root), download=True),
-                "Fashion-MNIST",
-                places,
-                "apt-get install dataset-fashion-mnist, or set data.root to the folder with its four .gz files",
-            )
-        folder = next((place for place in places if _has_idx(place)), None)
-        if folder is None:
-            raise FileNotFoundError(
-                f"Fashion-MNIST is not in {places[0]}; it needs train-images-idx3-ubyte.gz and its three companions "
-                "(apt-get install dataset-fashion-mnist, or leave data.root out to download them)"
-            )
-        return tuple(  # type: ignore[return-value]
-            (_read_idx(folder, f"{split}-images-idx3").unsqueeze(1), _read_idx(folder, f"{split}-labels-idx1").long())
-            for split in ("train", "t10k")
-        )
-
-
-class CIFAR(InMemoryData):
-    """CIFAR-10 or CIFAR-100 from torchvision, which checks the md5 sums of what it reads; downloaded if missing."""
-
-    mean, std, pad, flip = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010), 4, True
-
-    def __init__(self, image_size: int, num_classes: int, root: str):
-        super().__init__(image_size)
-        if num_classes not in (10, 100):
-            raise ValueError(f"CIFAR has 10 or 100 classes, not {num_classes}")
-        self.num_classes, self.root = num_classes, Path(root)
-
-    def load(self) -> tuple[Split, Split]:
-        dataset = torchvision.datasets.CIFAR10 if self.num_classes == 10 else torchvision.datasets.CIFAR100
-        name = f"CIFAR-{self.num_classes}"
-        advice = f"put {dataset.filename} there (from {dataset.url}), or set data.root to the folder that has it"
-        place = self.root / dataset.base_folder
-
-        def read(train: bool) -> Split:
-            images = _download(lambda: dataset(str(self.root), train, download=True), name, [place], advice)
-            return torch.from_numpy(images.data).movedim(3, 1).contiguous(), torch.tensor(images.targets)
-
-        return read(True), read(False)
-
-
-class ImageFolderData(ImageData):
-    """A folder with one subfolder a class in each of `train_folder` and `test_folder` (ImageNet's layout).
-
-    Training: random resized crop and mirror image; testing: resize to 256/224 of image_size, centre crop; ImageNet's
-    mean and standard deviation. num_classes: null takes the number of subfolders found.
-    """
-
-    def __init__(
-        self,
-        root: str,
-        image_size: int,
-        num_classes: int | None,
-        train_folder: str,
-        test_folder: str,
-        num_workers: int,
-    ):
-        super().__init__()
-        self.root, self.image_size, self.num_workers = Path(root), image_size, num_workers
-        self.folders = train_folder, test_folder
-        self.expected_classes = num_classes
-
-    def setup(self, stage: str | None = None) -> None:
-        if hasattr(self, "train_set"):
-            return
-        for folder in self.folders:
-            if not (self.root / folder).is_dir():
-                raise FileNotFoundError(
-                    f"no folder {self.root / folder}; set data.root to a folder with {' and '.join(self.folders)} in "
-                    "it, each with one subfolder of images a class (ImageNet: see image-net.org/download)"
-                )
-        finish = [v2.ToImage(), v2.ToDtype(torch.float32, scale=True)]
-        finish += [v2.Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))]
-        crop = [v2.RandomResizedCrop(self.image_size), v2.RandomHorizontalFlip()]
-        centre = [v2.Resize(round(self.image_size * 256 / 224)), v2.CenterCrop(self.image_size)]
-        sets = [
-            torchvision.datasets.ImageFolder(str(self.root / folder), v2.Compose([*resize, *finish]))
-            for folder, resize in zip(self.folders, (crop, centre), strict=True)
-        ]
-        if sets[0].classes != sets[1].classes:
-            raise ValueError(f"{self.root}: {' and '.join(self.folders)} do not have the same subfolders")
-        self.num_classes = len(sets[0].classes)
-        if self.expected_classes not in (None, self.num_classes):
-            raise ValueError(f"{self.root} has {self.num_classes} classes, not {self.expected_classes}")
-        self.train_set, self.test_set = sets
-
-
 def _as_is(batch: Split) -> Split:
     return batch
 
@@ -287,34 +163,3 @@ def _resize(images: Tensor, size: int) -> Tensor:
     if images.shape[-1] == size:
         return images
     return v2.functional.resize(images, [size, size], antialias=True)
-
-
-def _has_idx(folder: Path) -> bool:
-    return any(folder.glob("train-images-idx3-ubyte*"))
-
-
-def _read_idx(folder: Path, name: str) -> Tensor:
-    """A uint8 array in the IDX format, gzipped or not: two zeros, type 8, number of axes, big-endian sizes, bytes."""
-    plain, zipped = folder / f"{name}-ubyte", folder / f"{name}-ubyte.gz"
-    try:
-        data = plain.read_bytes() if plain.exists() else gzip.decompress(zipped.read_bytes())
-        num_axes = data[3]
-        shape = [int.from_bytes(data[4 + 4 * axis : 8 + 4 * axis], "big") for axis in range(num_axes)]
-        if data[:3] != b"\x00\x00\x08":
-            raise ValueError("wrong magic number")
-        return torch.frombuffer(bytearray(data[4 + 4 * num_axes :]), dtype=torch.uint8).reshape(shape)
-    except FileNotFoundError:
-        raise
-    except (OSError, EOFError, IndexError, ValueError, RuntimeError) as error:
-        raise ValueError(f"{plain if plain.exists() else zipped} is damaged: {error}") from error
-
-
-def _download(fetch: Callable[[], Any], name: str, places: Sequence[Path], advice: str) -> Any:
-    """What `fetch` returns; one process at a time, and one message if it is not there and cannot be had."""
-    places[-1].parent.mkdir(parents=True, exist_ok=True)
-    try:
-        with FileLock(places[-1].parent / ".download.lock"):
-            return fetch()
-    except (URLError, RuntimeError, OSError) as error:
-        looked = " and ".join(map(str, places))
-        raise FileNotFoundError(f"{name} was not found in {looked}, and not downloaded ({error}); {advice}") from error

@@ -75,6 +75,15 @@ def read_metadata(path: str | Path) -> dict[str, str]:
     return _read(path)[1]
 
 
+def is_compressed_file(path: str | Path) -> bool:
+    """Whether `path` looks written by `save_compressed`, damaged or not."""
+    if not Path(path).is_file():
+        return False
+    with open(path, "rb") as file:
+        start = file.read(2**16)
+    return b'"__metadata__"' in start and f'"format":"{FORMAT}"'.encode() in start
+
+
 def write_atomic(path: str | Path, content: bytes | str) -> None:
     """Write a file so that, at any moment, either the old content or all of the new one is there."""
     path = Path(path)

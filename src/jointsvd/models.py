@@ -1,12 +1,9 @@
-"""Dense networks: ResNets of timm or torchvision and VGG-16, with an ImageNet or a CIFAR stem, from checkpoints."""
+"""Dense networks: ResNets of timm or torchvision and VGG-16, with an ImageNet or a CIFAR stem."""
 
-from pathlib import Path
 from typing import Any, Literal
 
 import timm
-import torch
 import torchvision
-from safetensors.torch import load_file
 from torch import nn
 
 NAMES = ("resnet18", "resnet34", "resnet50", "vgg16_bn")
@@ -44,7 +41,7 @@ def build_model(
             raise
         raise ValueError(
             f"could not get {source}'s weights of {name} ({error}); on a machine without internet, put a state dict "
-            "there and name it as the model's checkpoint"
+            "on disk and name it by model.checkpoint"
         ) from error
     if stem == "cifar":
         _set_cifar_stem(model, name, num_classes, in_channels)
@@ -82,33 +79,6 @@ def _set_cifar_stem(model: Any, name: str, num_classes: int, in_channels: int) -
     else:
         model.avgpool = nn.AdaptiveAvgPool2d(1)
         model.classifier = nn.Linear(512, num_classes)
-
-
-def load_weights(model: nn.Module, path: str | Path) -> None:
-    """Load a state dict (safetensors, or .pt/.pth/.ckpt read with weights_only) into `model`, every key accounted for.
-
-    A "state_dict" or "model" entry around it and a "module." or "model." prefix on its keys are taken off.
-    Raises ValueError for a file that is missing, unreadable, or of another architecture.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise ValueError(f"no checkpoint at {path}")
-    try:
-        state = load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
-    except Exception as error:  # torch and safetensors raise many kinds for a damaged file
-        raise ValueError(f"{path} is not a readable checkpoint of weights alone: {error}") from error
-    for key in ("state_dict", "model"):
-        if isinstance(state, dict) and isinstance(state.get(key), dict):
-            state = state[key]
-    if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
-        raise ValueError(f"{path} holds no state dict of tensors")
-    for prefix in ("module.", "model."):
-        if state and all(key.startswith(prefix) for key in state):
-            state = {key.removeprefix(prefix): value for key, value in state.items()}
-    try:
-        model.load_state_dict(state)
-    except RuntimeError as error:
-        raise ValueError(f"{path} holds another network: {error}") from error
 
 
 def init_truncated_normal(model: nn.Module, std: float) -> None:

@@ -58,22 +58,35 @@ class Schedule:
         return 0.1 ** sum(epoch >= milestone for milestone in self.milestones)
 
     def __str__(self) -> str:
-        parts = [f"{self.epochs} epochs", f"batch {self.batch_size}", f"SGD lr {self.lr:g}"]
+        if not self.epochs:
+            return "no training"
+        epochs = f"{self.epochs} epoch{'s' * (self.epochs != 1)}"
+        momentum = f"{'Nesterov ' * self.nesterov}momentum {self.momentum:g}"
+        parts = [epochs, f"batch {self.batch_size}", f"SGD lr {self.lr:g}", momentum]
+        parts += [f"weight decay {self.weight_decay:g}"]
         parts += ["one cycle"] if self.one_cycle else []
         parts += [f"/ 10 after {', '.join(map(str, self.milestones))}"] if self.milestones else []
         parts += [f"warm-up {', '.join(f'{lr:g}' for lr in self.warmup_lrs)}"] if self.warmup_lrs else []
+        parts += [f"truncated normal start {self.init_std:g}"] if self.init_std else []
         return ", ".join(parts)
 
 
 class Classifier(pl.LightningModule):
     """A network, trained with cross-entropy by `schedule`; top-1 and top-5 on the test set after every epoch.
 
+    header: strings kept in checkpoints, that say which network the weights are of.
     best_top1: the highest top-1 (percent) after any epoch so far; it survives a resumed run.
     """
 
-    def __init__(self, network: nn.Module, num_classes: int, schedule: Schedule | None = None):
+    def __init__(
+        self,
+        network: nn.Module,
+        num_classes: int,
+        schedule: Schedule | None = None,
+        header: Mapping[str, str] | None = None,
+    ):
         super().__init__()
-        self.network, self.schedule = network, schedule
+        self.network, self.schedule, self.header = network, schedule, dict(header or {})
         self.metrics = MetricCollection(
             {f"top{k}": MulticlassAccuracy(num_classes, average="micro", top_k=k) for k in (1, 5) if k <= num_classes}
         )
@@ -103,7 +116,7 @@ class Classifier(pl.LightningModule):
             self.best_top1 = max(self.best_top1, float(values["top1"]))
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint["best_top1"] = self.best_top1
+        checkpoint["best_top1"], checkpoint["header"] = self.best_top1, self.header
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.best_top1 = checkpoint["best_top1"]

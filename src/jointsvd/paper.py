@@ -23,6 +23,7 @@ class Printed:
     """Accuracy in percent. The CFs of ImageNet belong to other rank rates than its FLOPs, which decide here."""
 
     top1: float
+    raw_top1: float
     compression_factor: float | None = None  # None: the dense network
 
 
@@ -36,7 +37,7 @@ def printed(row: Mapping[str, Any]) -> Printed | None:
     if row["method"] == "dense":
         table = _read("extra_uncompressed_flops.csv")
         found = table[(table["dataset"] == dataset(row["data"])) & (_names(table) == row["model"])]
-        return Printed(float(found["top1"].iloc[0])) if len(found) else None
+        return Printed(*[float(found["top1"].iloc[0])] * 2) if len(found) else None
     table = _read(_TABLES.get(row["data"], _TABLES["cifar10"])[0])
     table = table[_names(table) == row["model"]]
     factors = dict(zip(RANK_RATES, sorted(table["compression_factor"].unique(), reverse=True), strict=False))
@@ -45,8 +46,8 @@ def printed(row: Mapping[str, Any]) -> Printed | None:
     found = table[(table["method"] == method) & (table["compression_factor"] == factor)]
     if found.empty or row["hid"] != "decompose" or isinstance(row["layers"], str):
         return None  # the paper chose these layers otherwise
-    accuracy = found["top1_mean" if "top1_mean" in found else "top1"]
-    return Printed(float(accuracy.iloc[0]), factor)
+    first = found.iloc[0]
+    return Printed(float(first.get("top1_mean", first.get("top1"))), float(first["raw_top1"]), factor)
 
 
 def _names(table: pd.DataFrame) -> pd.Series:

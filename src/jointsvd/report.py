@@ -13,6 +13,7 @@ from rich.table import Table
 from jointsvd import paper
 from jointsvd.files import write_atomic
 from jointsvd.results import collect, summarize
+from jointsvd.tracking import log_summary
 
 _LABELS = {"dense": "dense (control)", "svd": "SVD", "rjsvd1": "RJSVD-1", "rjsvd2": "RJSVD-2", "ljsvd": "LJSVD"}
 
@@ -33,37 +34,43 @@ def report(folder: Path, logger: Mapping[str, Any]) -> pd.DataFrame:
     write_atomic(folder / "accuracy.png", image.getvalue())
     print(f"Saved {folder}/results.csv, table.md and accuracy.png")
     if "_target_" in logger:
-        from jointsvd.tracking import log_summary
-
         log_summary(folder, table, rows, logger)
     return table
 
 
 def readable(summary: pd.DataFrame) -> pd.DataFrame:
     """The lines of `summarize` as text, beside the CF and accuracy that the paper prints for them."""
-    several = {name: summary[name].nunique() > 1 for name in ("model", "data", "schedule")}
+    named = ("model", "data", "schedule", "baseline_sha256")
+    untrained = (summary["schedule"] == "no training").all()
+    several = {name: summary[name].nunique() > 1 for name in named}
     lines = []
     for row in summary.to_dict("records"):
         printed = paper.printed(row)
-        spread = f" ± {row['top1_std']:.2f}" if row["n"] > 1 else ""
-        dense = row["method"] == "dense"
-        lines.append(
-            {name: row[name] for name, differs in several.items() if differs}
-            | {
-                "method": label(row),
-                "rank_rate": "" if dense else f"{row['rank_rate']:g}",
-                "CF": f"{row['compression_factor']:.2f}",
-                "CF, paper's count": f"{row['compression_factor_paper']:.2f}",
-                "CF it prints": f"{printed.compression_factor}" if printed and printed.compression_factor else "",
-                "parameters": f"{row['num_parameters']:,}",
-                "FLOPs": f"{row['flops'] / 1e8:.2f}e8",
-                "raw top-1 %": f"{row['raw_top1']:.2f}",
-                "top-1 %": f"{row['top1_mean']:.2f}{spread} (n={row['n']})",
-                "best %": f"{row['best_top1']:.2f}",
-                f"the paper's, {paper.dataset(row['data'])} %": f"{printed.top1:.2f}" if printed else "",
-            }
-        )
+        where = paper.dataset(row["data"])
+        line = {name: row[name] for name, differs in several.items() if differs}
+        line |= {
+            "method": label(row),
+            "rank_rate": "" if row["method"] == "dense" else f"{row['rank_rate']:g}",
+            "CF": f"{row['compression_factor']:.2f}",
+            "CF, paper's count": f"{row['compression_factor_paper']:.2f}",
+            "CF it prints": percent(printed.compression_factor if printed else None),
+            "parameters": f"{row['num_parameters']:,}",
+            "FLOPs": f"{row['flops'] / 1e8:.2f}e8",
+            "raw top-1 %": percent(row["raw_top1"]),
+        }
+        if untrained:
+            line[f"paper's raw, {where} %"] = percent(printed.raw_top1 if printed else None)
+        else:
+            spread = f" ± {row['top1_std']:.2f}" if row["n"] > 1 else ""
+            line["top-1 %"] = f"{row['top1_mean']:.2f}{spread} (n={row['n']})"
+            line["best %"] = percent(row["best_top1"])
+            line[f"paper's, {where} %"] = percent(printed.top1 if printed else None)
+        lines.append(line)
     return pd.DataFrame(lines).fillna("")
+
+
+def percent(value: float | None) -> str:
+    return "" if value is None else f"{value:.2f}"
 
 
 def label(row: Mapping[str, Any]) -> str:
@@ -78,13 +85,16 @@ def conditions(rows: pd.DataFrame) -> str:
     def all_of(name: str) -> str:
         return " / ".join(str(value) for value in rows[name].unique())
 
+    baselines = [
+        f"{row['baseline_top1']:.2f} % after {row['baseline_schedule']} (sha256 {row['baseline_sha256'][:12]})"
+        for row in rows.drop_duplicates("baseline_sha256").to_dict("records")
+    ]
     first = rows.iloc[0]
     return (
-        f"{all_of('model')} on {all_of('data')} ({first['image_size']} x {first['image_size']}, {first['num_train']:,} "
-        f"training and {first['num_test']:,} test images). Dense network: {first['baseline_top1']:.2f} % after "
-        f"{all_of('baseline_schedule')}, sha256 {first['baseline_sha256'][:12]}. Fine-tuning, dense control too: "
-        f"{all_of('schedule')}; seeds {all_of('seed').replace(' / ', ', ')}. Best: highest after any epoch, on the "
-        f"test set, as the paper reports it. {all_of('precision')}, {all_of('processor')}."
+        f"{all_of('model')} on {all_of('data')} ({all_of('image_size')} pixels a side, {first['num_train']:,} training "
+        f"and {first['num_test']:,} test images). Dense network: {'; '.join(baselines)}. Fine-tuning, dense control "
+        f"too: {all_of('schedule')}; seeds {all_of('seed').replace(' / ', ', ')}. Best: highest after any epoch, on "
+        f"the test set, as the paper reports it. {all_of('precision')}, {all_of('processor')}."
     )
 
 

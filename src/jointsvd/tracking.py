@@ -7,6 +7,9 @@ from typing import Any
 
 import pandas as pd
 import wandb
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+from pytorch_lightning.loggers import WandbLogger
 
 from jointsvd.results import digest
 
@@ -14,6 +17,20 @@ from jointsvd.results import digest
 def is_offline() -> bool:
     """No API key, or WANDB_MODE says so: runs are written to disk alone."""
     return os.environ.get("WANDB_MODE") == "offline" or not wandb.api.api_key
+
+
+def make_logger(cfg: DictConfig, folder: Path) -> WandbLogger:
+    """A logger for the run of `folder`, in the sweep's group, that holds the run's configuration."""
+    logger = instantiate(cfg.logger, name=folder.name, save_dir=folder, offline=is_offline())
+    logger.log_hyperparams(OmegaConf.to_container(cfg, resolve=True))
+    return logger
+
+
+def finish_run(values: Mapping[str, Any]) -> None:
+    """Put the final `values` into the summary of the run being logged, if one is, and end it."""
+    if wandb.run is not None:
+        wandb.run.summary.update(dict(values))
+        wandb.finish()
 
 
 def log_summary(folder: Path, table: pd.DataFrame, rows: pd.DataFrame, logger: Mapping[str, Any]) -> None:

@@ -6,11 +6,10 @@ writes its row. Everything is in output_dir/name: dense-<id>/ and one folder a r
 
 import json
 import logging
-import sys
 import time
 import warnings
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, cast
 
@@ -21,106 +20,36 @@ from filelock import FileLock
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from hydra.utils import instantiate
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from pytorch_lightning.utilities import rank_zero_only
 from torch import nn
 
-from jointsvd import Plan, compress_model, compression_factor, num_flops, num_parameters, plan_compression
-from jointsvd.data import ImageData
+from jointsvd.checkpoints import load_weights
+from jointsvd.cost import compression_factor, num_flops, num_parameters
 from jointsvd.files import load_compressed, read_metadata, save_compressed
-from jointsvd.models import build_model, init_truncated_normal, load_weights
+from jointsvd.models import build_model, init_truncated_normal
 from jointsvd.module import Classifier, Schedule, checkpointing, evaluate, fit, resolve_precision
+from jointsvd.plan import Plan
 from jointsvd.report import report
-from jointsvd.results import ROW_FILE, Row, collect, digest, environment, file_sha256
-
-CONF = str(Path(__file__).parents[2] / "conf")
-NETWORK_FILE = "network.safetensors"
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What a configuration means: plain values, checked before anything long starts."""
-
-    cfg: DictConfig
-    data: ImageData
-    architecture: dict[str, Any]
-    baseline: Schedule
-    finetune: Schedule
-    plan: Plan
-
-    @classmethod
-    def from_config(cls, cfg: DictConfig) -> "Settings":
-        """Reads the data and plans the compression. Raises ValueError or FileNotFoundError for what cannot work."""
-        data = instantiate(cfg.data)
-        data.setup()
-        model = cfg.model
-        architecture = {
-            "name": model.name,
-            "num_classes": data.num_classes,
-            "in_channels": data.in_channels,
-            "stem": model.stem,
-            "source": model.source,
-        }
-        recipe = {phase: Schedule(**_plain(cfg.recipe[phase])) for phase in ("baseline", "finetune")}
-        if max(schedule.batch_size for schedule in recipe.values()) > len(data.train_set):
-            raise ValueError(f"a batch_size of the recipe is larger than the {len(data.train_set)} training images")
-        if model.checkpoint and not Path(model.checkpoint).is_file():
-            raise ValueError(f"model.checkpoint: no file at {model.checkpoint}")
-        dense = build_model(**architecture)
-        try:
-            num_flops(dense, data.input_size)
-        except RuntimeError as error:
-            raise ValueError(
-                f"{model.name} cannot take images of {data.input_size}, set data.image_size: {error}"
-            ) from error
-        plan = Plan()
-        if cfg.method.name != "dense":
-            options = {key: value for key, value in _plain(cfg.method).items() if key not in ("name", "iterations")}
-            plan = plan_compression(dense, cfg.method.name, **options)
-        return cls(cfg, data, architecture, recipe["baseline"], recipe["finetune"], plan)
-
-    @property
-    def folder(self) -> Path:
-        return Path(self.cfg.output_dir) / self.cfg.name
-
-    @property
-    def dense_id(self) -> str:
-        """Names what the dense network depends on."""
-        cfg = self.cfg
-        values = {"model": _plain(cfg.model), "data": self._data_key(), "seed": cfg.baseline_seed}
-        if cfg.model.checkpoint:
-            values["checkpoint"] = file_sha256(cfg.model.checkpoint)
-        else:
-            values["schedule"] = str(self.baseline)
-        return digest(values)
-
-    @property
-    def config_id(self) -> str:
-        """Names what a row depends on, but for the seed."""
-        method = _plain(self.cfg.method) if self.plan.groups else {}
-        return digest({"dense": self.dense_id, "method": method, "schedule": str(self.finetune)})
-
-    @property
-    def run_name(self) -> str:
-        """Every swept key in words, and the config_id for the rest."""
-        method = self.cfg.method
-        parts = [method.name]
-        if self.plan.groups:
-            parts += [f"r{method.rank_rate:g}"]
-            parts += [f"p{method.left_share:g}"] if "left_share" in method else []
-        return "-".join([*parts, f"s{self.cfg.seed}", self.config_id])
-
-    def _data_key(self) -> dict[str, Any]:
-        keep = {key: value for key, value in _plain(self.cfg.data).items() if key not in ("root", "num_workers")}
-        return keep | {"num_train": len(self.data.train_set), "num_test": len(self.data.test_set)}  # type: ignore
+from jointsvd.results import ROW_FILE, Row, collect, environment, file_sha256
+from jointsvd.settings import CONF, NETWORK_FILE, Settings, read_data
+from jointsvd.surgery import compress_model
+from jointsvd.sweep import announce_hours
+from jointsvd.tracking import finish_run, make_logger
 
 
 @hydra.main(config_path=CONF, config_name="train", version_base="1.3")
 def main(cfg: DictConfig) -> None:
-    _quieten_lightning()
-    settings = Settings.from_config(cfg)
+    quieten_lightning()
+    alone = HydraConfig.get().mode == RunMode.RUN and _is_main_process()
+    try:
+        settings = Settings.from_config(cfg, read_data(cfg))
+    except (ValueError, FileNotFoundError) as error:
+        raise SystemExit(f"nothing was run: {error}") from error
+    if alone:
+        announce_hours([settings])
     run(settings)
-    if HydraConfig.get().mode == RunMode.RUN and _is_main_process():
+    if alone:
         report(settings.folder, cfg.logger)
 
 
@@ -131,50 +60,49 @@ def run(settings: Settings) -> None:
         if (folder / ROW_FILE).exists():
             print(f"{folder} is finished")
             return
-        dense, dense_file = dense_network(settings)
-        row = compress_and_finetune(settings, dense, dense_file, folder)
+        row = compress_and_finetune(settings, dense_network(settings), folder)
         if _is_main_process():
             row.write(folder)
             (folder / "last.ckpt").unlink(missing_ok=True)
             collect(settings.folder)
+        finish_run(asdict(row))
 
 
-def dense_network(settings: Settings) -> tuple[nn.Module, Path]:
-    """The trained dense network and its file: from an earlier run, a checkpoint, pretrained weights, or trained now."""
-    cfg = settings.cfg
-    folder = settings.folder / f"dense-{settings.dense_id}"
-    file = folder / NETWORK_FILE
-    with _locked(folder):
+def dense_network(settings: Settings) -> nn.Module:
+    """The trained dense network: from settings.dense_file, or else a checkpoint, pretrained weights, or trained now."""
+    cfg, file = settings.cfg, settings.dense_file
+    with _locked(file.parent):
         pl.seed_everything(cfg.baseline_seed, workers=True, verbose=False)
-        network = build_model(**settings.architecture, pretrained=cfg.model.pretrained and not file.exists())
         if file.exists():
-            return load_compressed(file, network), file
+            return load_compressed(file, build_model(**settings.architecture))
+        network = build_model(**settings.architecture, pretrained=cfg.model.pretrained)
         if cfg.model.checkpoint:
             load_weights(network, cfg.model.checkpoint)
             schedule = f"checkpoint {Path(cfg.model.checkpoint).name}"
-        elif cfg.model.pretrained and settings.data.num_classes == 1000:
-            schedule = f"pretrained weights of {cfg.model.source}"
-        else:
+        elif settings.trains_dense():
             schedule = str(settings.baseline)
             if settings.baseline.init_std is not None and not cfg.model.pretrained:
                 init_truncated_normal(network, settings.baseline.init_std)
             print(f"Training the dense {cfg.model.name}: {schedule}")
-            _train(settings, network, settings.baseline, cfg.baseline_seed, folder)
-        accuracy = evaluate(_trainer(cfg), network, settings.data)
+            _train(settings, network, Plan(), settings.baseline, cfg.baseline_seed, file.parent)
+            finish_run({})
+        else:
+            schedule = f"pretrained weights of {cfg.model.source}"
+        accuracy = evaluate(make_trainer(cfg), network, settings.data)
         if _is_main_process():
             metadata = {"schedule": schedule, "accuracy": json.dumps(accuracy), "command": _command()}
-            save_compressed(file, network, Plan(), metadata=metadata | _architecture_metadata(settings))
-            (folder / "last.ckpt").unlink(missing_ok=True)
+            save_compressed(file, network, Plan(), metadata=metadata | _header(settings, Plan()))
+            (file.parent / "last.ckpt").unlink(missing_ok=True)
             print(f"Dense {cfg.model.name}: {accuracy['top1']:.2f} % -> {file}")
         if torch.distributed.is_initialized():
             torch.distributed.barrier()  # the other ranks read the file next
-    return network, file
+    return network
 
 
-def compress_and_finetune(settings: Settings, dense: nn.Module, dense_file: Path, folder: Path) -> Row:
+def compress_and_finetune(settings: Settings, dense: nn.Module, folder: Path) -> Row:
     """Decompose, measure, fine-tune, save the network to folder/network.safetensors; returns the row."""
     cfg, data, plan = settings.cfg, settings.data, settings.plan
-    dense_header = read_metadata(dense_file)
+    dense_header = read_metadata(settings.dense_file)
     dense_accuracy = json.loads(dense_header["accuracy"])
 
     start = time.perf_counter()
@@ -188,17 +116,17 @@ def compress_and_finetune(settings: Settings, dense: nn.Module, dense_file: Path
         "compression_factor_paper": compression_factor(dense, network, batch_norm=False),
         "flops": num_flops(network, data.input_size),
     }
-    raw = evaluate(_trainer(cfg), network, data) if plan.groups else dense_accuracy
+    raw = evaluate(make_trainer(cfg), network, data) if plan.groups else dense_accuracy
     print(f"{settings.run_name}: CF {cost['compression_factor']:.2f}, raw {raw['top1']:.2f} %")
 
     start = time.perf_counter()
     after, best = raw, raw["top1"]
     if settings.finetune.epochs:
-        classifier = _train(settings, network, settings.finetune, cfg.seed, folder)
-        after, best = evaluate(_trainer(cfg), network, data), classifier.best_top1
+        classifier = _train(settings, network, plan, settings.finetune, cfg.seed, folder)
+        after, best = evaluate(make_trainer(cfg), network, data), classifier.best_top1
     train_seconds = time.perf_counter() - start
     if _is_main_process():
-        save_compressed(folder / NETWORK_FILE, network, plan, metadata=_architecture_metadata(settings))
+        save_compressed(folder / NETWORK_FILE, network, plan, metadata=_header(settings, plan))
     print(f"{settings.run_name}: {after['top1']:.2f} % after {settings.finetune}")
 
     method = cfg.method if plan.groups else {}
@@ -207,8 +135,8 @@ def compress_and_finetune(settings: Settings, dense: nn.Module, dense_file: Path
         model=cfg.model.name,
         data=HydraConfig.get().runtime.choices["data"],
         image_size=data.image_size,
-        num_train=len(data.train_set),  # type: ignore[arg-type]
-        num_test=len(data.test_set),  # type: ignore[arg-type]
+        num_train=data.num_train,
+        num_test=data.num_test,
         method=cfg.method.name,
         rank_rate=method.get("rank_rate"),
         left_share=method.get("left_share"),
@@ -223,7 +151,7 @@ def compress_and_finetune(settings: Settings, dense: nn.Module, dense_file: Path
         top5=after["top5"],
         best_top1=best,
         baseline_top1=dense_accuracy["top1"],
-        baseline_sha256=file_sha256(dense_file),
+        baseline_sha256=file_sha256(settings.dense_file),
         baseline_schedule=dense_header["schedule"],
         schedule=str(settings.finetune),
         precision=resolve_precision(cfg.trainer),
@@ -235,23 +163,25 @@ def compress_and_finetune(settings: Settings, dense: nn.Module, dense_file: Path
     )
 
 
-def _train(settings: Settings, network: nn.Module, schedule: Schedule, seed: int, folder: Path) -> Classifier:
+def _train(
+    settings: Settings, network: nn.Module, plan: Plan, schedule: Schedule, seed: int, folder: Path
+) -> Classifier:
     data = settings.data
     pl.seed_everything(seed, workers=True, verbose=False)
     data.batch_size, data.seed = schedule.batch_size, seed
-    classifier = Classifier(network, data.num_classes, schedule)
-    trainer = _trainer(settings.cfg, schedule, folder)
+    classifier = Classifier(network, data.num_classes, schedule, _header(settings, plan))
+    trainer = make_trainer(settings.cfg, schedule, folder)
     fit(trainer, classifier, data, folder)
     if trainer.interrupted:
         raise KeyboardInterrupt
     return classifier
 
 
-def _trainer(cfg: DictConfig, schedule: Schedule | None = None, folder: Path | None = None) -> pl.Trainer:
+def make_trainer(cfg: DictConfig, schedule: Schedule | None = None, folder: Path | None = None) -> pl.Trainer:
     """A Trainer for `schedule` that keeps its checkpoint in `folder`; without them, one that evaluates."""
     options: dict[str, Any] = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
     if schedule is not None and folder is not None:
-        logger = instantiate(cfg.logger, name=folder.name, save_dir=folder) if "_target_" in cfg.logger else False
+        logger = make_logger(cfg, folder) if "_target_" in cfg.logger else False
         options = {"logger": logger, "callbacks": [checkpointing(folder)], "max_epochs": schedule.epochs}
     return cast(
         pl.Trainer,
@@ -266,7 +196,7 @@ def _trainer(cfg: DictConfig, schedule: Schedule | None = None, folder: Path | N
     )
 
 
-def _quieten_lightning() -> None:
+def quieten_lightning() -> None:
     """Sweeps make a Trainer a hundred times; what each says about itself would bury the results."""
     for name in ("pytorch_lightning", "lightning_fabric"):
         logging.getLogger(name).setLevel(logging.ERROR)
@@ -284,17 +214,13 @@ def _locked(folder: Path) -> Any:
     return FileLock(folder / ".lock") if _is_main_process() else nullcontext()
 
 
-def _architecture_metadata(settings: Settings) -> dict[str, str]:
-    return {"architecture": json.dumps(settings.architecture)}
+def _header(settings: Settings, plan: Plan) -> dict[str, str]:
+    """What a file of weights says about the network they are of."""
+    return {"architecture": json.dumps(settings.architecture), "plan": plan.to_json()}
 
 
 def _command() -> str:
-    overrides = HydraConfig.get().overrides.task if HydraConfig.initialized() else sys.argv[1:]
-    return " ".join(["python -m jointsvd.train", *overrides])
-
-
-def _plain(cfg: Any) -> dict[str, Any]:
-    return cast(dict[str, Any], OmegaConf.to_container(cfg, resolve=True))
+    return " ".join(["python -m jointsvd.train", *HydraConfig.get().overrides.task])
 
 
 if __name__ == "__main__":

@@ -1,0 +1,28 @@
+"""python -m jointsvd.evaluate checkpoint=FILE data=digits: accuracy, parameters and FLOPs of any saved network."""
+
+import hydra
+from omegaconf import DictConfig
+
+from jointsvd.checkpoints import load_network
+from jointsvd.cost import num_flops, num_parameters
+from jointsvd.module import evaluate
+from jointsvd.settings import CONF, architecture, read_data
+from jointsvd.train import make_trainer, quieten_lightning
+
+
+@hydra.main(config_path=CONF, config_name="evaluate", version_base="1.3")
+def main(cfg: DictConfig) -> None:
+    quieten_lightning()
+    try:
+        data = read_data(cfg)
+        network = load_network(cfg.checkpoint, architecture(cfg.model, data) if "model" in cfg else None)
+        accuracy = evaluate(make_trainer(cfg), network, data)
+    except (ValueError, FileNotFoundError) as error:
+        raise SystemExit(str(error)) from error
+    top1, top5 = accuracy["top1"], accuracy["top5"]
+    print(f"top-1 {top1:.2f} %, top-5 {top5:.2f} % of {data.num_test:,} test images")
+    print(f"{num_parameters(network):,} parameters, {num_flops(network, data.input_size) / 1e8:.2f}e8 FLOPs")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,120 @@
+"""What a configuration means: plain values, checked before anything long starts."""
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+
+from jointsvd.cost import num_flops
+from jointsvd.data import ImageData
+from jointsvd.models import build_model
+from jointsvd.module import Schedule
+from jointsvd.plan import Plan, plan_compression
+from jointsvd.results import digest, file_sha256
+
+CONF = str(Path(__file__).parents[2] / "conf")
+NETWORK_FILE = "network.safetensors"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """One run: its data, the architecture of its dense network, its two schedules and its plan (empty: dense)."""
+
+    cfg: DictConfig
+    data: ImageData
+    architecture: dict[str, Any]
+    baseline: Schedule
+    finetune: Schedule
+    plan: Plan
+
+    @classmethod
+    def from_config(cls, cfg: DictConfig, data: ImageData) -> "Settings":
+        """Raises ValueError for a configuration that cannot work, saying what to change."""
+        baseline, finetune = (Schedule(**plain(cfg.recipe[phase])) for phase in ("baseline", "finetune"))
+        if max(baseline.batch_size, finetune.batch_size) > data.num_train:
+            raise ValueError(f"recipe: a batch_size is larger than the {data.num_train} training images")
+        if cfg.model.checkpoint and not Path(cfg.model.checkpoint).is_file():
+            raise ValueError(f"model.checkpoint: no file at {cfg.model.checkpoint}")
+        with torch.device("meta"):
+            dense = build_model(**architecture(cfg.model, data))
+        try:
+            num_flops(dense, data.input_size)
+        except RuntimeError as error:
+            size = "x".join(map(str, data.input_size))
+            raise ValueError(f"{cfg.model.name} cannot take images of {size}; set data.image_size ({error})") from error
+        plan = Plan()
+        if cfg.method.name != "dense":
+            options = {key: value for key, value in plain(cfg.method).items() if key not in ("name", "iterations")}
+            plan = plan_compression(dense, cfg.method.name, **options)
+        return cls(cfg, data, architecture(cfg.model, data), baseline, finetune, plan)
+
+    @property
+    def folder(self) -> Path:
+        return Path(self.cfg.output_dir) / self.cfg.name
+
+    @property
+    def dense_id(self) -> str:
+        """Names what the dense network depends on."""
+        data = {key: value for key, value in plain(self.cfg.data).items() if key not in ("root", "num_workers")}
+        data |= {"num_train": self.data.num_train, "num_test": self.data.num_test}
+        values = {"model": plain(self.cfg.model), "data": data, "seed": self.cfg.baseline_seed}
+        if self.cfg.model.checkpoint:
+            values["checkpoint"] = file_sha256(self.cfg.model.checkpoint)
+        else:
+            values["schedule"] = asdict(self.baseline)
+        return digest(values)
+
+    @property
+    def dense_file(self) -> Path:
+        return self.folder / f"dense-{self.dense_id}" / NETWORK_FILE
+
+    def trains_dense(self) -> bool:
+        """Whether this run would have to train the dense network first."""
+        ready = self.cfg.model.checkpoint or (self.cfg.model.pretrained and self.data.num_classes == 1000)
+        return not ready and not self.dense_file.exists()
+
+    @property
+    def config_id(self) -> str:
+        """Names what a row depends on, but for the seed."""
+        method = plain(self.cfg.method) if self.plan.groups else {}
+        return digest({"dense": self.dense_id, "method": method, "schedule": asdict(self.finetune)})
+
+    @property
+    def run_name(self) -> str:
+        """The usual swept keys in words, and the config_id for the rest."""
+        method = self.cfg.method
+        parts = [method.name]
+        if self.plan.groups:
+            parts += [f"r{method.rank_rate:g}"]
+            parts += [f"p{method.left_share:g}"] if "left_share" in method else []
+        return "-".join([*parts, f"s{self.cfg.seed}", self.config_id])
+
+    def num_batches(self, schedule: Schedule) -> int:
+        """Steps of one epoch."""
+        return self.data.num_train // schedule.batch_size
+
+
+def architecture(model: DictConfig, data: ImageData) -> dict[str, Any]:
+    """Arguments of `build_model` for the dense network of a configuration."""
+    return {
+        "name": model.name,
+        "num_classes": data.num_classes,
+        "in_channels": data.in_channels,
+        "stem": model.stem,
+        "source": model.source,
+    }
+
+
+def read_data(cfg: DictConfig) -> ImageData:
+    """The data of a configuration, read. Raises FileNotFoundError, saying how to get it, if it is not there."""
+    data = cast(ImageData, instantiate(cfg.data))
+    data.setup()
+    return data
+
+
+def plain(cfg: Any) -> dict[str, Any]:
+    """A configuration node as a dict of plain values."""
+    return cast(dict[str, Any], OmegaConf.to_container(cfg, resolve=True))

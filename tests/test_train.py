@@ -1,0 +1,177 @@
+"""Runs end to end, on digits of 8 x 8 pixels: rows, resuming, evaluation, W&B files, kill -9."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pandas as pd
+import pytest
+import torch
+
+from jointsvd import load_compressed, num_flops, num_parameters
+from jointsvd import train as train_module
+from jointsvd.checkpoints import load_network
+from jointsvd.models import build_model
+from jointsvd.report import report
+from jointsvd.results import collect, file_sha256
+from jointsvd.settings import Settings, read_data
+
+SMALL = ["model=resnet18", "data.image_size=8", "recipe=smoke", "trainer.accelerator=cpu"]
+
+
+@pytest.fixture
+def settings(configure, tmp_path):
+    def make(*overrides):
+        cfg = configure(*SMALL, f"output_dir={tmp_path}", *overrides)
+        return Settings.from_config(cfg, read_data(cfg))
+
+    return make
+
+
+def no_training(*_, **__):
+    raise AssertionError("something was trained again")
+
+
+def evaluate_command(*overrides):
+    command = [sys.executable, "-m", "jointsvd.evaluate", *overrides]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120)
+
+
+def test_a_run_writes_a_row_that_its_files_confirm(settings, monkeypatch):
+    job = settings("method=bijsvd_0.3")
+    train_module.run(job)
+    row = collect(job.folder).iloc[0]
+    file = job.folder / job.run_name / "network.safetensors"
+    network = load_compressed(file, build_model("resnet18", num_classes=10, in_channels=1))
+    assert row["num_parameters"] == num_parameters(network)
+    assert row["flops"] == num_flops(network, (1, 8, 8))
+    assert row["baseline_sha256"] == file_sha256(job.dense_file)
+    assert (row["num_train"], row["num_test"], row["method"], row["left_share"]) == (1437, 360, "bijsvd", 0.3)
+    assert "method=bijsvd_0.3" in row["command"]
+    assert f"torch={torch.__version__}" in row["versions"]
+    assert not list(job.folder.glob("**/*.ckpt"))
+
+    result = evaluate_command(f"checkpoint={file}", "data.image_size=8", "trainer.accelerator=cpu")
+    assert f"top-1 {row['top1']:.2f} %, top-5 {row['top5']:.2f} % of 360 test images" in result.stdout, result.stderr
+
+    # what is finished is not run again; another method starts from the same dense network
+    monkeypatch.setattr(train_module, "compress_and_finetune", no_training)
+    train_module.run(job)
+    monkeypatch.undo()
+    monkeypatch.setattr(train_module, "fit", no_training)
+    raw = settings("method=svd", "recipe.finetune.epochs=0")
+    assert raw.dense_id == job.dense_id
+    train_module.run(raw)
+    rows = collect(job.folder)
+    assert rows["baseline_sha256"].nunique() == 1
+    untrained = rows[rows["schedule"] == "no training"].iloc[0]
+    assert untrained["top1"] == untrained["raw_top1"] == untrained["best_top1"]
+    assert len(report(job.folder, {})) == 2
+
+
+def test_a_run_killed_between_epochs_goes_on(settings, monkeypatch):
+    job = settings("method=svd", "recipe.finetune.epochs=2")
+
+    def stop(classifier):
+        if classifier.current_epoch == 1:
+            raise KeyError("killed")
+
+    monkeypatch.setattr(train_module.Classifier, "on_train_epoch_start", stop)
+    with pytest.raises(KeyError, match="killed"):
+        train_module.run(job)
+    monkeypatch.undo()
+    checkpoint = job.folder / job.run_name / "last.ckpt"
+    assert torch.load(checkpoint, weights_only=True)["epoch"] == 0
+    half_trained = load_network(checkpoint)
+    assert half_trained.layer3[0].conv1.u.weight.shape[0] > 0
+    train_module.run(job)
+    assert len(collect(job.folder)) == 1
+
+
+def test_a_checkpoint_is_the_dense_network(settings, tmp_path, monkeypatch):
+    monkeypatch.setattr(train_module, "fit", no_training)
+    dense = build_model("resnet18", num_classes=10, in_channels=1)
+    torch.save(dense.state_dict(), tmp_path / "mine.pth")
+    job = settings("method=ljsvd", "recipe.finetune.epochs=0", f"model.checkpoint={tmp_path}/mine.pth")
+    train_module.run(job)
+    row = collect(job.folder).iloc[0]
+    assert row["baseline_schedule"] == "checkpoint mine.pth"
+    saved = load_network(job.dense_file)
+    assert torch.equal(saved.layer1[0].conv1.weight, dense.layer1[0].conv1.weight)
+
+    dense.layer3[0].conv1.weight.data[0, 0, 0, 0] = torch.nan
+    torch.save(dense.state_dict(), tmp_path / "nan.pth")
+    with pytest.raises(ValueError, match=r"group layer3.0.conv1: .*NaN"):
+        train_module.run(settings("method=ljsvd", f"model.checkpoint={tmp_path}/nan.pth"))
+
+
+def test_what_is_no_network_of_ours_is_refused(tmp_path):
+    torch.save(build_model("resnet18", num_classes=10).state_dict(), tmp_path / "dense.pth")
+    (tmp_path / "junk.safetensors").write_bytes(b"junk")
+    for name, message in [("dense.pth", "model=resnet34"), ("junk.safetensors", "no readable"), ("x", "no checkpoint")]:
+        with pytest.raises(ValueError, match=message):
+            load_network(tmp_path / name)
+    dense = {"name": "resnet18", "num_classes": 10}
+    assert num_parameters(load_network(tmp_path / "dense.pth", dense)) == num_parameters(build_model(**dense))
+
+
+def test_wandb_gets_runs_in_a_group_and_the_table_of_the_csv(settings, monkeypatch, capsys):
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    job = settings("method=svd", "logger=wandb")
+    train_module.run(job)
+    table = report(job.folder, job.cfg.logger)
+    assert "wandb sync" in capsys.readouterr().out
+
+    runs = sorted(job.folder.glob("**/offline-run-*/run-*.wandb"))
+    assert len(runs) == 3  # dense network, fine-tuning, summary
+    assert all(job.cfg.name.encode() in run.read_bytes() for run in runs)  # the group
+    tables = [json.loads(path.read_text()) for path in job.folder.glob("wandb/offline-run-*/files/**/*.table.json")]
+    shown = next(found for found in tables if found["columns"] == list(table.columns))
+    assert shown["data"] == table.values.tolist()
+    rows = pd.read_csv(job.folder / "results.csv")
+    logged = next(found for found in tables if "config_id" in found["columns"])
+    assert logged["columns"] == list(rows.columns)
+    assert logged["data"][0][logged["columns"].index("top1")] == rows["top1"][0]
+
+
+@pytest.mark.slow
+def test_after_kill_9_a_sweep_runs_only_what_is_missing(tmp_path):
+    sweep = [*SMALL, f"output_dir={tmp_path}", "method=svd,ljsvd", "recipe.finetune.epochs=6"]
+    command = [sys.executable, "-m", "jointsvd.train", "-m", *sweep]
+    folder = tmp_path / "resnet18-digits-smoke"
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.STDOUT) as process:
+        while not list(folder.glob("ljsvd-*/last.ckpt")):  # the second run is under way
+            assert process.poll() is None
+            time.sleep(0.2)
+        os.kill(process.pid, signal.SIGKILL)
+    (first,) = folder.glob("svd-*/row.json")
+    (interrupted,) = folder.glob("ljsvd-*/last.ckpt")
+    assert len(pd.read_csv(folder / "results.csv")) == 1
+    before = first.stat().st_mtime_ns, next(folder.glob("dense-*/network.safetensors")).stat().st_mtime_ns
+
+    result = subprocess.run(command, capture_output=True, text=True, check=True, timeout=300)
+    assert f"{first.parent} is finished" in result.stdout
+    assert not interrupted.exists()
+    assert sorted(pd.read_csv(folder / "results.csv")["method"]) == ["ljsvd", "svd"]
+    assert before == (first.stat().st_mtime_ns, next(folder.glob("dense-*/network.safetensors")).stat().st_mtime_ns)
+
+    start = time.monotonic()
+    subprocess.run(command, capture_output=True, check=True, timeout=300)
+    assert time.monotonic() - start < 30  # nothing left to do
+
+
+@pytest.mark.slow
+def test_ddp_from_the_command_line(tmp_path):
+    command = [sys.executable, "-m", "jointsvd.train", *SMALL, f"output_dir={tmp_path}", "method=bijsvd"]
+    command += ["trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2"]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=600)
+    assert result.returncode == 0, result.stderr
+    rows = pd.read_csv(tmp_path / "resnet18-digits-smoke" / "results.csv")
+    assert len(rows) == 1
+    hits = rows["top1"][0] * 360 / 100
+    assert hits == pytest.approx(round(hits), abs=1e-2)
