@@ -13,8 +13,8 @@ from jointsvd.datasets import Digits
 from jointsvd.models import build_model
 from jointsvd.module import Schedule
 from jointsvd.plan import METHODS
-from jointsvd.settings import CONF, Settings, plain
-from jointsvd.sweep import check_jobs
+from jointsvd.settings import CONF, Settings, architecture, plain
+from jointsvd.sweep import announce_hours, check_jobs
 
 
 def names(group):
@@ -58,9 +58,12 @@ def test_the_papers_recipes(configure):
 def test_models(configure, name):
     model = configure(f"model={name}").model
     with torch.device("meta"):
-        network = build_model(model.name, num_classes=10, stem=model.stem, source=model.source)
-    assert find_groups(network)
+        for data, stem in [(Digits(16), "cifar"), (Digits(224), "imagenet")]:
+            arguments = architecture(model, data)
+            assert arguments["stem"] == stem
+            assert find_groups(build_model(**arguments))
     assert (model.checkpoint, model.pretrained) == (None, False)
+    assert architecture(configure(f"model={name}", "model.stem=imagenet").model, Digits(16))["stem"] == "imagenet"
 
 
 @pytest.mark.parametrize("name", names("data"))
@@ -139,3 +142,17 @@ def test_a_sweep_with_one_bad_job_is_refused_as_a_whole(configure):
         cfg.hydra.overrides.task = ["method=svd,ljsvd", "method.rank_rate=0.04,5"]  # as `-m` leaves them
     with pytest.raises(ValueError, match=r"method.rank_rate=5: .*take rank_rate <"):
         check_jobs(cfg)
+
+
+def test_a_long_run_says_its_hours_first(configure, digits, capsys, monkeypatch):
+    monkeypatch.setattr("jointsvd.sweep._step_seconds", lambda job, batch_size, plan: 2.0 if plan.groups else 4.0)
+    short = Settings.from_config(configure("recipe=smoke"), digits)
+    announce_hours([short])
+    assert capsys.readouterr().out == ""
+    long = [
+        Settings.from_config(configure("recipe=paper_cifar", f"method={name}"), digits) for name in ("svd", "dense")
+    ]
+    announce_hours(long)
+    # 300 epochs of 1437 // 256 = 5 dense steps, then of 1437 // 128 = 11: compressed, and dense for the control
+    hours = 300 * (5 * 4 + 11 * 2 + 11 * 4) / 3600
+    assert f"Estimated {hours:.1f} hours of training for 2 runs" in capsys.readouterr().out

@@ -154,14 +154,18 @@ def checkpointing(folder: Path) -> ModelCheckpoint:
     return ModelCheckpoint(folder, filename="last", enable_version_counter=False, save_on_train_epoch_end=True)
 
 
+def device_of(trainer: Mapping[str, Any]) -> torch.device:
+    """Where a trainer configuration trains: on a GPU if there is one and it may."""
+    on_gpu = torch.cuda.is_available() and trainer["accelerator"] in ("auto", "gpu", "cuda")
+    return torch.device("cuda" if on_gpu else "cpu")
+
+
 def resolve_precision(trainer: Mapping[str, Any]) -> str:
     """The precision "auto" stands for: bf16 autocast where the processor computes in bf16, float32 elsewhere."""
     precision = trainer["precision"]
     if precision != "auto":
         return str(precision)
-    if torch.cuda.is_available() and trainer["accelerator"] in ("auto", "gpu", "cuda"):
+    if device_of(trainer).type == "cuda":
         return "bf16-mixed" if torch.cuda.is_bf16_supported(including_emulation=False) else "32-true"
-    capable = torch.cpu.is_available() and any(
-        torch.cpu.get_capabilities().get(name) for name in ("avx512_bf16", "amx_bf16")
-    )
+    capable = any(torch.cpu.get_capabilities().get(name) for name in ("avx512_bf16", "amx_bf16"))
     return "bf16-mixed" if capable else "32-true"

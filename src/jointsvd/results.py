@@ -120,6 +120,12 @@ def environment(device: torch.device) -> dict[str, Any]:
 
 
 def processor_name(device: torch.device) -> str:
+    """Model of the GPU, or of the CPU with the number of threads; in a DDP run, how many processes use one each."""
+    processes = torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
+    return f"{processes} x {_model_name(device)}" if processes > 1 else _model_name(device)
+
+
+def _model_name(device: torch.device) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     cpuinfo = Path("/proc/cpuinfo")

@@ -92,18 +92,15 @@ class Settings:
             parts += [f"p{method.left_share:g}"] if "left_share" in method else []
         return "-".join([*parts, f"s{self.cfg.seed}", self.config_id])
 
-    def num_batches(self, schedule: Schedule) -> int:
-        """Steps of one epoch."""
-        return self.data.num_train // schedule.batch_size
-
 
 def architecture(model: DictConfig, data: ImageData) -> dict[str, Any]:
     """Arguments of `build_model` for the dense network of a configuration."""
+    small = data.image_size <= 64
     return {
         "name": model.name,
         "num_classes": data.num_classes,
         "in_channels": data.in_channels,
-        "stem": model.stem,
+        "stem": ("cifar" if small else "imagenet") if model.stem == "auto" else model.stem,
         "source": model.source,
     }
 

@@ -16,7 +16,8 @@ from torch import nn
 
 from jointsvd.data import ImageData
 from jointsvd.models import build_model
-from jointsvd.module import resolve_precision
+from jointsvd.module import device_of, resolve_precision
+from jointsvd.plan import Plan
 from jointsvd.report import report
 from jointsvd.results import ROW_FILE, processor_name
 from jointsvd.settings import Settings, read_data
@@ -62,32 +63,27 @@ def check_jobs(config: DictConfig) -> list[Settings]:
 
 
 def announce_hours(jobs: Iterable[Settings]) -> None:
-    """Print how long the unfinished jobs will take, if that is over an hour; from a few training steps of each kind."""
+    """Print how long the unfinished jobs will take, if that is over an hour, from a few training steps."""
     todo = {job.run_name: job for job in jobs if not (job.folder / job.run_name / ROW_FILE).exists()}
     dense = {job.dense_id: job for job in todo.values() if job.trains_dense()}
-    steps = sum(job.finetune.epochs for job in todo.values()) + sum(job.baseline.epochs for job in dense.values())
-    if not steps:
-        return
+    phases = [(job, job.finetune, job.plan) for job in todo.values()]
+    phases += [(job, job.baseline, Plan()) for job in dense.values()]
     seconds = 0.0
     per_step: dict[str, float] = {}
-    for job in todo.values():
-        kind = f"{job.architecture} {job.plan.settings.get('method')} {job.finetune.batch_size}"
-        if kind not in per_step and job.finetune.epochs:
-            per_step[kind] = _step_seconds(job, job.finetune.batch_size, compressed=True)
-        seconds += job.finetune.epochs * job.num_batches(job.finetune) * per_step.get(kind, 0.0)
-    for job in dense.values():
-        step = _step_seconds(job, job.baseline.batch_size, compressed=False)
-        seconds += job.baseline.epochs * job.num_batches(job.baseline) * step
+    for job, schedule, plan in phases:
+        if schedule.epochs:
+            kind = f"{job.architecture} {schedule.batch_size} {bool(plan.groups)}"  # one compressed network for all
+            per_step[kind] = per_step.get(kind) or _step_seconds(job, schedule.batch_size, plan)
+            seconds += schedule.epochs * (job.data.num_train // schedule.batch_size) * per_step[kind]
     if seconds > 3600:
-        device = _device(next(iter(todo.values())).cfg)
+        device = device_of(next(iter(todo.values())).cfg.trainer)
         print(f"Estimated {seconds / 3600:.1f} hours of training for {len(todo)} runs on {processor_name(device)}")
 
 
-def _step_seconds(job: Settings, batch_size: int, *, compressed: bool) -> float:
+def _step_seconds(job: Settings, batch_size: int, plan: Plan) -> float:
     """Seconds of one training step, the faster of two after a first one."""
-    device = _device(job.cfg)
-    network = build_model(**job.architecture)
-    network = build_structure(network, job.plan) if compressed else network
+    device = device_of(job.cfg.trainer)
+    network = build_structure(build_model(**job.architecture), plan)
     network.to(device).to(memory_format=torch.channels_last).train()
     images = torch.rand(batch_size, *job.data.input_size, device=device).contiguous(memory_format=torch.channels_last)
     labels = torch.zeros(batch_size, dtype=torch.int64, device=device)
@@ -101,8 +97,3 @@ def _step_seconds(job: Settings, batch_size: int, *, compressed: bool) -> float:
         loss.item()  # waits for the device
         times.append(time.perf_counter() - start)
     return min(times[1:])
-
-
-def _device(cfg: DictConfig) -> torch.device:
-    on_gpu = torch.cuda.is_available() and cfg.trainer.accelerator in ("auto", "gpu", "cuda")
-    return torch.device("cuda" if on_gpu else "cpu")

@@ -28,7 +28,7 @@ from jointsvd.checkpoints import load_weights
 from jointsvd.cost import compression_factor, num_flops, num_parameters
 from jointsvd.files import load_compressed, read_metadata, save_compressed
 from jointsvd.models import build_model, init_truncated_normal
-from jointsvd.module import Classifier, Schedule, checkpointing, evaluate, fit, resolve_precision
+from jointsvd.module import Classifier, Schedule, checkpointing, device_of, evaluate, fit, resolve_precision
 from jointsvd.plan import Plan
 from jointsvd.report import report
 from jointsvd.results import ROW_FILE, Row, collect, environment, file_sha256
@@ -159,7 +159,7 @@ def compress_and_finetune(settings: Settings, dense: nn.Module, folder: Path) ->
         train_seconds=round(train_seconds, 2),
         config_id=settings.config_id,
         command=_command(),
-        **environment(next(network.parameters()).device),
+        **environment(device_of(cfg.trainer)),
     )
 
 

@@ -1,0 +1,137 @@
+"""What is written down is true: commands, tables, dependencies, the notebook."""
+
+import re
+import shlex
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import nbformat
+import pandas as pd
+import pytest
+import torch
+import yaml
+from nbclient import NotebookClient
+
+from jointsvd import compress_model, plan_compression, save_compressed
+from jointsvd.models import build_model
+from jointsvd.report import conditions, readable
+from jointsvd.results import summarize
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+MAKEFILE = (ROOT / "Makefile").read_text()
+EXPERIMENTS = sorted(path.parent for path in (ROOT / "experiments").glob("*/results.csv"))
+
+
+def code_lines(text):
+    blocks = re.findall(r"```(?:bash|sh)\n(.*?)```", text, re.DOTALL)
+    return [line.split(" #")[0].strip() for block in blocks for line in block.splitlines() if line.strip()]
+
+
+COMMANDS = sorted(
+    {line for path in ROOT.glob("**/*.md") if ".venv" not in path.parts for line in code_lines(path.read_text())}
+)
+
+
+@pytest.mark.parametrize("command", [line for line in COMMANDS if line.startswith("make ")])
+def test_make_commands_exist(command):
+    _, target, *variables = shlex.split(command)
+    assert re.search(rf"^{target}:", MAKEFILE, re.MULTILINE)
+    for variable in variables:
+        assert re.search(rf"^{variable.split('=')[0]} \?=", MAKEFILE, re.MULTILINE), variable
+
+
+@pytest.mark.parametrize("command", [line for line in COMMANDS if "python -m jointsvd." in line])
+def test_python_commands_compose(command, configure):
+    words = shlex.split(command)
+    module, overrides = words[2].removeprefix("jointsvd."), [word for word in words[3:] if word != "-m"]
+    assert (ROOT / "src" / "jointsvd" / f"{module}.py").exists()
+    configure(*(override.split(",")[0] for override in overrides), name=module)
+
+
+def test_every_target_is_in_the_help():
+    result = subprocess.run(["make", "-C", ROOT, "help"], capture_output=True, text=True, check=True)
+    targets = set(re.findall(r"^([a-z][a-z0-9-]*):", MAKEFILE, re.MULTILINE))
+    assert all(f"{target} " in result.stdout for target in targets)
+
+
+@pytest.mark.parametrize("folder", EXPERIMENTS, ids=lambda folder: folder.name)
+def test_committed_tables_are_those_of_the_committed_rows(folder):
+    rows = pd.read_csv(folder / "results.csv", dtype={"config_id": str})
+    table = readable(summarize(rows)).to_markdown(index=False, disable_numparse=True)
+    assert (folder / "table.md").read_text() == f"{table}\n\n{conditions(rows)}\n"
+    assert table in README, f"README does not show the table of {folder.name}"
+    assert conditions(rows) in README.replace("\n", " "), f"README does not show the conditions of {folder.name}"
+    assert (folder / "README.md").exists()
+    assert rows["command"].str.startswith("python -m jointsvd.train").all()
+
+
+def test_there_are_results():
+    assert len(EXPERIMENTS) >= 2
+
+
+def test_load_and_predict_as_in_the_readme(tmp_path, monkeypatch):
+    (snippet,) = [block for block in re.findall(r"```python\n(.*?)```", README, re.DOTALL) if "load_network" in block]
+    dense = build_model("resnet34", num_classes=10, in_channels=1)
+    plan = plan_compression(dense, "ljsvd", rank_rate=0.04)
+    path = tmp_path / re.search(r'load_network\("(.*?)"\)', snippet)[1]
+    architecture = '{"name": "resnet34", "num_classes": 10, "in_channels": 1}'
+    save_compressed(path, compress_model(dense, plan), plan, metadata={"architecture": architecture})
+    monkeypatch.chdir(tmp_path)
+    names = {}
+    exec(snippet, names)
+    assert names["digits"].shape == (5,)
+
+
+def test_compression_as_in_the_readme():
+    (snippet,) = [
+        block for block in re.findall(r"```python\n(.*?)```", README, re.DOTALL) if "plan_compression" in block
+    ]
+    names = {}
+    exec(snippet.replace("resnet34", "resnet18"), names)
+    assert names["small"](torch.zeros(1, 3, 224, 224)).shape == (1, 1000)
+
+
+def requirement_name(line):
+    return re.match(r"[A-Za-z0-9_.-]+", line)[0].lower().replace("_", "-")
+
+
+def test_one_list_of_dependencies():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    needed = project["dependencies"] + project["optional-dependencies"]["dev"]
+    pins = (ROOT / "constraints.txt").read_text().split()
+    assert all(re.fullmatch(r"[A-Za-z0-9_.-]+==[A-Za-z0-9_.+]+", pin) for pin in pins)
+    assert {requirement_name(line) for line in needed} <= {requirement_name(pin) for pin in pins}
+    environment = yaml.safe_load((ROOT / "environment.yml").read_text())["dependencies"]
+    assert environment == ["python=3.11", "pip", {"pip": ["-c constraints.txt", "-e .[dev]"]}]
+    assert "-c constraints.txt -e '.[dev]'" in MAKEFILE
+
+
+def test_the_tested_versions_are_the_pinned_ones():
+    import pytorch_lightning
+    import timm
+
+    pins = dict(pin.split("==") for pin in (ROOT / "constraints.txt").read_text().split())
+    for name, module in {"torch": torch, "timm": timm, "pytorch-lightning": pytorch_lightning}.items():
+        assert module.__version__.split("+")[0] == pins[name]
+
+
+def test_importing_jointsvd_needs_torch_and_safetensors_only():
+    blocked = ["pytorch_lightning", "hydra", "omegaconf", "wandb", "timm", "torchvision", "pandas", "matplotlib"]
+    blocked += ["sklearn", "torchmetrics", "rich"]
+    code = f"import sys; sys.modules.update(dict.fromkeys({blocked})); import jointsvd; print(sorted(jointsvd.__all__))"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert "compress_model" in result.stdout, result.stderr
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "notebooks").glob("*.ipynb")), ids=lambda path: path.stem)
+def test_notebooks_run_and_are_committed_with_outputs(path):
+    notebook = nbformat.read(path, as_version=4)
+    cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    assert all(cell.execution_count for cell in cells)
+    committed = [[output.output_type for output in cell.outputs] for cell in cells]
+    assert any("display_data" in outputs or "execute_result" in outputs for outputs in committed)
+    NotebookClient(notebook, timeout=120, resources={"metadata": {"path": path.parent}}).execute()
+    assert [[output.output_type for output in cell.outputs] for cell in cells] == committed
