@@ -162,7 +162,8 @@ def _checked(Ws: Sequence[Tensor], *, shared_dim: int, name: str) -> list[Tensor
     if len({W.shape[shared_dim] for W in Ws}) > 1:
         side = ("rows", "columns")[shared_dim]
         raise ValueError(f"{name}: all matrices need equally many {side}, got {[tuple(W.shape) for W in Ws]}")
-    return [W.detach().double() for W in Ws]
+    # Apple's GPUs have no float64
+    return [(W.detach().cpu() if W.device.type == "mps" else W.detach()).double() for W in Ws]
 
 
 def _check_rank(rank: int, largest: int, name: str) -> None:
@@ -171,4 +172,4 @@ def _check_rank(rank: int, largest: int, name: str) -> None:
 
 
 def _like(x: Tensor, reference: Tensor) -> Tensor:
-    return x.to(reference.dtype).contiguous()
+    return x.to(reference.dtype).to(reference.device).contiguous()

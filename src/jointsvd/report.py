@@ -117,7 +117,9 @@ def picture(summary: pd.DataFrame, note: str) -> Figure:
         )
     for row in summary[summary["method"] == "dense"].to_dict("records"):
         axes.axhline(row["top1_mean"], linestyle="--", color="black", linewidth=1, label="dense (control)")
-    axes.set(xlabel="compression factor (all parameters)", ylabel="top-1 accuracy, %")
+    model, data = (" / ".join(summary[name].unique()) for name in ("model", "data"))
+    axes.set(title=f"{model} on {data}", xlabel="compression factor (all parameters)")
+    axes.set_ylabel("top-1 accuracy, %, mean ± std over seeds")
     axes.grid(alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False, ncols=2, fontsize="small")

@@ -1,12 +1,14 @@
 """What a configuration means: plain values, checked before anything long starts."""
 
 from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
+from torch import nn
 
 from jointsvd.cost import num_flops
 from jointsvd.data import ImageData
@@ -38,13 +40,7 @@ class Settings:
             raise ValueError(f"recipe: a batch_size is larger than the {data.num_train} training images")
         if cfg.model.checkpoint and not Path(cfg.model.checkpoint).is_file():
             raise ValueError(f"model.checkpoint: no file at {cfg.model.checkpoint}")
-        with torch.device("meta"):
-            dense = build_model(**architecture(cfg.model, data))
-        try:
-            num_flops(dense, data.input_size)
-        except RuntimeError as error:
-            size = "x".join(map(str, data.input_size))
-            raise ValueError(f"{cfg.model.name} cannot take images of {size}; set data.image_size ({error})") from error
+        dense = _dense_without_weights(data.input_size, **architecture(cfg.model, data))
         plan = Plan()
         if cfg.method.name != "dense":
             options = {key: value for key, value in plain(cfg.method).items() if key not in ("name", "iterations")}
@@ -105,9 +101,32 @@ def architecture(model: DictConfig, data: ImageData) -> dict[str, Any]:
     }
 
 
+@cache
+def _dense_without_weights(input_size: tuple[int, int, int], **architecture: Any) -> nn.Module:
+    """The dense network on the meta device, once for all jobs of a sweep; ValueError if it cannot take the images."""
+    with torch.device("meta"):
+        network = build_model(**architecture)
+    try:
+        num_flops(network, input_size)
+    except RuntimeError as error:
+        size = "x".join(map(str, input_size))
+        raise ValueError(
+            f"{architecture['name']} cannot take images of {size}; set data.image_size ({error})"
+        ) from error
+    return network
+
+
 def read_data(cfg: DictConfig) -> ImageData:
-    """The data of a configuration, read. Raises FileNotFoundError, saying how to get it, if it is not there."""
-    data = cast(ImageData, instantiate(cfg.data))
+    """The data of a configuration, read once for all jobs of a sweep.
+
+    Raises FileNotFoundError, saying how to get it, if it is not there.
+    """
+    return _read_data(OmegaConf.to_yaml(cfg.data, resolve=True))
+
+
+@cache
+def _read_data(text: str) -> ImageData:
+    data = cast(ImageData, instantiate(OmegaConf.create(text)))
     data.setup()
     return data
 

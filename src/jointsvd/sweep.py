@@ -11,10 +11,9 @@ from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.experimental.callback import Callback
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from torch import nn
 
-from jointsvd.data import ImageData
 from jointsvd.models import build_model
 from jointsvd.module import device_of, resolve_precision
 from jointsvd.plan import Plan
@@ -49,14 +48,11 @@ def check_jobs(config: DictConfig) -> list[Settings]:
     sweep = [f"{key}={value}" for key, value in params.items()] + list(config.hydra.overrides.task)
     (jobs,) = BasicSweeper.split_arguments(OverridesParser.create().parse_overrides(sweep), None)
     settings: list[Settings] = []
-    data: dict[str, ImageData] = {}
     for overrides in jobs:
         cfg = hydra.compose("train", overrides, return_hydra_config=True)
         HydraConfig.instance().set_config(cfg)
-        key = OmegaConf.to_yaml(cfg.data)
-        data[key] = data.get(key) or read_data(cfg)
         try:
-            settings.append(Settings.from_config(cfg, data[key]))
+            settings.append(Settings.from_config(cfg, read_data(cfg)))
         except ValueError as error:
             raise ValueError(f"{' '.join(overrides)}: {error}") from error
     return settings
