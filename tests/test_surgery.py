@@ -1,9 +1,11 @@
 """Structure, weights and sharing of compressed networks."""
 
 import copy
+import re
 
 import pytest
 import torch
+from timm.layers import StdConv2d
 from torch import nn
 
 from jointsvd import Group, Plan, build_structure, compress_model, find_groups, num_flops, num_parameters
@@ -84,8 +86,14 @@ def test_shared_factors_are_one_parameter_and_own_ones_are_not(method):
         shared_v = num if group.right_rank else 0
         assert len({id(u) for u in factors["u"]}) == len(factors["u"]) - max(shared_u - 1, 0)
         assert len({id(v) for v in factors["v"]}) == len(factors["v"]) - max(shared_v - 1, 0)
-    parameters = list(compressed.parameters())
-    assert num_parameters(compressed) == sum({id(p): p.numel() for p in parameters}.values())
+    # the state dict repeats a shared factor, the count must not: dense parameters go, ranks times sides come
+    expected = num_parameters(model)
+    for group in plan.groups:
+        shapes = [unfold(model.get_submodule(name).weight).shape for name in group.members]
+        expected -= sum(rows * cols for rows, cols in shapes)
+        expected += group.left_rank * (shapes[0][0] + sum(cols for _, cols in shapes))
+        expected += group.right_rank * (shapes[0][1] + sum(rows for rows, _ in shapes))
+    assert num_parameters(compressed) == expected
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -173,7 +181,7 @@ def test_layers_can_be_chosen_by_pattern():
         ({"method": "svd", "rank_rate": float("nan")}, "positive"),
         ({"method": "bijsvd", "rank_rate": 0.1, "left_share": 1.5}, "between 0 and 1"),
         ({"method": "svd", "rank_rate": 0.1, "hid": "no"}, "hid must be"),
-        ({"method": "svd", "rank_rate": 0.001}, r"rank 0 for layer2.0.conv1; take rank_rate >= 0.00781"),
+        ({"method": "svd", "rank_rate": 0.001}, r"rank 0 for layer2.0.conv1; take rank_rate >= 0.00782,"),
         ({"method": "svd", "rank_rate": 1.0}, r"no fewer than the 73,728 of the dense"),
         ({"method": "ljsvd", "rank_rate": 1.5, "hid": "dense"}, r"take rank_rate < 1.5,"),
     ],
@@ -184,13 +192,17 @@ def test_plans_that_cannot_work_are_refused_with_the_fix(arguments, message):
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_the_smallest_rank_rate_named_in_the_message_works(method):
+def test_the_rank_rates_named_in_the_messages_work(method):
     model = build_model("resnet34", num_classes=10)
     with pytest.raises(ValueError, match="rank_rate >= ") as caught:
         plan_compression(model, method, rank_rate=1e-5)
-    smallest = float(str(caught.value).rsplit(" ", 1)[1])
-    first = plan_compression(model, method, rank_rate=1.01 * smallest, layers=["layer4.*"]).groups[0]
-    assert first.left_rank + first.right_rank >= 1
+    smallest = float(re.search(r">= ([\d.]+),", str(caught.value))[1])
+    plan = plan_compression(model, method, rank_rate=smallest)
+    assert min(group.left_rank + group.right_rank for group in plan.groups) == 1
+    with pytest.raises(ValueError, match="rank_rate < ") as caught:
+        plan_compression(model, method, rank_rate=50)
+    largest = float(re.search(r"< ([\d.]+),", str(caught.value))[1])
+    plan_compression(model, method, rank_rate=0.999 * largest)
 
 
 @pytest.mark.parametrize(
@@ -220,13 +232,16 @@ def test_plan_survives_json():
 
 
 def test_members_that_do_not_fit_are_refused():
-    model = nn.Sequential(nn.Conv2d(4, 8, 3), nn.Conv2d(8, 4, 3), nn.Conv2d(8, 8, 3, groups=2), nn.ReLU())
+    model = nn.Sequential(
+        nn.Conv2d(4, 8, 3), nn.Conv2d(8, 4, 3), nn.Conv2d(8, 8, 3, groups=2), nn.ReLU(), StdConv2d(8, 8, 3)
+    )
     for group, message in [
         (Group(("0", "1"), right_rank=1), "shares V"),
         (Group(("0", "1"), left_rank=1), "shares U"),
         (Group(("2",), right_rank=1), "groups=2"),
-        (Group(("3",), right_rank=1), "ReLU"),
-        (Group(("9",), right_rank=1), "nothing"),
+        (Group(("4",), right_rank=1), "plain nn.Conv2d; the network has StdConv2d"),
+        (Group(("3",), right_rank=1), "has ReLU"),
+        (Group(("9",), right_rank=1), "has nothing"),
     ]:
         with pytest.raises(ValueError, match=message):
             compress_model(model, Plan((group,)))

@@ -60,6 +60,16 @@ def load_weights(model: nn.Module, path: str | Path) -> None:
         raise ValueError(f"{path} holds another network: {error}") from error
 
 
+def check_finite(model: nn.Module, name: str) -> None:
+    """Raises ValueError if a weight of `model`, called `name` in the message, is NaN or infinite."""
+    bad = [key for key, value in model.state_dict().items() if not value.isfinite().all()]
+    if bad:
+        raise ValueError(
+            f"{name} holds NaN or infinite values in {', '.join(bad[:3])} ({len(bad)} tensors in all): its training "
+            "diverged; take another checkpoint, or train with a lower learning rate"
+        )
+
+
 def _read(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise ValueError(f"no checkpoint at {path}")

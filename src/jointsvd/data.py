@@ -1,11 +1,13 @@
 """Image data as LightningDataModules: batches, augmentation and normalisation; datasets.py has the sets themselves.
 
 Small sets live in memory as uint8 tensors; a batch is one indexing operation, and it is augmented and normalised by
-tensor operations on the training device. Which images a rank sees, and how they are augmented, follows from (seed,
-epoch, step, rank) alone, so that a resumed run sees what an unbroken one would have seen.
+tensor operations on the training device. Which images a rank sees, and how those in memory are augmented, follows from
+(seed, epoch, step, rank) alone, so that a resumed run sees what an unbroken one would have seen.
 """
 
-from collections.abc import Sequence, Sized
+import hashlib
+from collections.abc import Iterable, Sequence, Sized
+from functools import cached_property
 from typing import Any, ClassVar, cast
 
 import pytorch_lightning as pl
@@ -46,6 +48,15 @@ class ImageData(pl.LightningDataModule):
     @property
     def num_test(self) -> int:
         return len(cast(Sized, self.test_set))
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Names the images and what is done to them, wherever they lie: a hash of the sets, and the image size."""
+        digest = hashlib.sha256(f"{type(self).__name__} {self.input_size}".encode())
+        for dataset in (self.train_set, self.test_set):
+            for part in dataset.fingerprint():  # type: ignore[attr-defined]
+                digest.update(part)
+        return digest.hexdigest()
 
     def setup(self, stage: str | None = None) -> None:
         raise NotImplementedError
@@ -94,6 +105,9 @@ class TensorImages(Dataset):
 
     def __getitems__(self, indices: list[int]) -> tuple[Tensor, Tensor]:
         return self.images[indices], self.labels[indices]
+
+    def fingerprint(self) -> Iterable[bytes]:
+        yield from (tensor.numpy().tobytes() for tensor in (self.images, self.labels))
 
 
 class InMemoryData(ImageData):

@@ -1,7 +1,7 @@
 """The image sets: digits, Fashion-MNIST, CIFAR, and folders of images such as ImageNet's."""
 
 import gzip
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.error import URLError
@@ -87,10 +87,19 @@ class CIFAR(InMemoryData):
         place = self.root / dataset.base_folder
 
         def read(train: bool) -> Split:
-            images = _download(lambda: dataset(str(self.root), train, download=True), name, [place], advice)
+            try:
+                images = dataset(str(self.root), train)
+            except RuntimeError:  # not there, or not whole
+                images = _download(lambda: dataset(str(self.root), train, download=True), name, [place], advice)
             return torch.from_numpy(images.data).movedim(3, 1).contiguous(), torch.tensor(images.targets)
 
         return read(True), read(False)
+
+
+class _ImageFolder(torchvision.datasets.ImageFolder):
+    def fingerprint(self) -> Iterable[bytes]:
+        """Names and classes of the images; reading all of ImageNet to hash it would take an hour."""
+        yield from (f"{Path(path).name} {label}\n".encode() for path, label in self.samples)
 
 
 class ImageFolderData(ImageData):
@@ -128,7 +137,7 @@ class ImageFolderData(ImageData):
         crop = [v2.RandomResizedCrop(self.image_size), v2.RandomHorizontalFlip()]
         centre = [v2.Resize(round(self.image_size * 256 / 224)), v2.CenterCrop(self.image_size)]
         sets = [
-            torchvision.datasets.ImageFolder(str(self.root / folder), v2.Compose([*resize, *finish]))
+            _ImageFolder(str(self.root / folder), v2.Compose([*resize, *finish]))
             for folder, resize in zip(self.folders, (crop, centre), strict=True)
         ]
         if sets[0].classes != sets[1].classes:
@@ -140,7 +149,8 @@ class ImageFolderData(ImageData):
 
 
 def _has_idx(folder: Path) -> bool:
-    return any(folder.glob("train-images-idx3-ubyte*"))
+    names = [f"{split}-{kind}-ubyte" for split in ("train", "t10k") for kind in ("images-idx3", "labels-idx1")]
+    return all((folder / name).exists() or (folder / f"{name}.gz").exists() for name in names)
 
 
 def _read_idx(folder: Path, name: str) -> Tensor:
@@ -161,8 +171,8 @@ def _read_idx(folder: Path, name: str) -> Tensor:
 
 def _download(fetch: Callable[[], Any], name: str, places: Sequence[Path], advice: str) -> Any:
     """What `fetch` returns; one process at a time, and one message if it is not there and cannot be had."""
-    places[-1].parent.mkdir(parents=True, exist_ok=True)
     try:
+        places[-1].parent.mkdir(parents=True, exist_ok=True)
         with FileLock(places[-1].parent / ".download.lock"):
             return fetch()
     except (URLError, RuntimeError, OSError) as error:

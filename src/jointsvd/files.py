@@ -13,7 +13,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from jointsvd.plan import Plan
-from jointsvd.surgery import build_structure
+from jointsvd.surgery import build_structure, check_structure
 
 FORMAT = "jointsvd"
 VERSION = "1"
@@ -25,16 +25,17 @@ def save_compressed(
     """Write the weights of `model` and the `plan` of its structure to one safetensors file, atomically.
 
     A dense network is saved with an empty plan. metadata: further strings for the file's header, such as how to build
-    the dense network.
+    the dense network. Raises ValueError, before anything is written, for a model that does not have that structure.
     """
+    check_structure(model, plan)
     tensors = {key: tensor.detach().cpu().contiguous() for key, tensor in _unique_tensors(model).items()}
     plan_json = plan.to_json()
     header = {
+        **(metadata or {}),
         "format": FORMAT,
         "version": VERSION,
         "plan": plan_json,
         "sha256": _digest(tensors, plan_json),
-        **(metadata or {}),
     }
     write_atomic(path, save(tensors, header))
 

@@ -24,15 +24,7 @@ def build_model(
     layer behind its 13 convs. With pretrained weights and other than 1000 classes the classifier is a new one.
     Raises ValueError for unknown names, and for pretrained weights that would not fit or could not be had.
     """
-    if name not in NAMES:
-        raise ValueError(f"unknown model {name!r}; one of {', '.join(NAMES)}")
-    if stem not in ("cifar", "imagenet") or source not in ("timm", "torchvision"):
-        raise ValueError(f"stem is 'cifar' or 'imagenet', source 'timm' or 'torchvision'; got {stem!r}, {source!r}")
-    if pretrained and (stem != "imagenet" or in_channels != 3):
-        raise ValueError(
-            "pretrained ImageNet weights have a stem for 3-channel images of 224 x 224; set stem=imagenet and "
-            "in_channels=3, or train here (pretrained=false)"
-        )
+    check_architecture(name, in_channels=in_channels, stem=stem, source=source, pretrained=pretrained)
     try:
         build = _timm if source == "timm" else _torchvision
         model = build(name, num_classes, in_channels, pretrained)
@@ -46,6 +38,19 @@ def build_model(
     if stem == "cifar":
         _set_cifar_stem(model, name, num_classes, in_channels)
     return model
+
+
+def check_architecture(name: str, *, in_channels: int, stem: str, source: str, pretrained: bool, **_: Any) -> None:
+    """Raises ValueError for arguments of `build_model` that do not go together."""
+    if name not in NAMES:
+        raise ValueError(f"unknown model {name!r}; one of {', '.join(NAMES)}")
+    if stem not in ("cifar", "imagenet") or source not in ("timm", "torchvision"):
+        raise ValueError(f"stem is 'cifar' or 'imagenet', source 'timm' or 'torchvision'; got {stem!r}, {source!r}")
+    if pretrained and (stem != "imagenet" or in_channels != 3):
+        raise ValueError(
+            "pretrained ImageNet weights have a stem for 3-channel images of 224 x 224; set stem=imagenet and "
+            "in_channels=3, or train here (pretrained=false)"
+        )
 
 
 def _timm(name: str, num_classes: int, in_channels: int, pretrained: bool) -> nn.Module:

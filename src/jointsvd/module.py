@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytorch_lightning as pl
 import torch
 import torch.nn.functional as F
 from pytorch_lightning.callbacks import ModelCheckpoint
+from pytorch_lightning.plugins.io import TorchCheckpointIO
 from torch import Tensor, nn
 from torch.optim import SGD, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
@@ -17,6 +19,7 @@ from torchmetrics import MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 
 from jointsvd.data import ImageData
+from jointsvd.files import write_atomic
 
 
 @dataclass(frozen=True)
@@ -88,7 +91,7 @@ class Classifier(pl.LightningModule):
         super().__init__()
         self.network, self.schedule, self.header = network, schedule, dict(header or {})
         self.metrics = MetricCollection(
-            {f"top{k}": MulticlassAccuracy(num_classes, average="micro", top_k=k) for k in (1, 5) if k <= num_classes}
+            {f"top{k}": MulticlassAccuracy(num_classes, average="micro", top_k=min(k, num_classes)) for k in (1, 5)}
         )
         self.best_top1 = 0.0
 
@@ -137,7 +140,10 @@ class Classifier(pl.LightningModule):
 
 
 def fit(trainer: pl.Trainer, classifier: Classifier, data: ImageData, folder: Path) -> None:
-    """Train; every epoch leaves folder/last.ckpt, from which a killed run goes on, with the bits of an unbroken one."""
+    """Train; every epoch leaves folder/last.ckpt, from which a killed run goes on.
+
+    With data in memory and no dropout in the network, it ends with the bits of an unbroken run.
+    """
     last = folder / "last.ckpt"
     trainer.fit(classifier, datamodule=data, ckpt_path=last if last.exists() else None, weights_only=True)
 
@@ -149,6 +155,15 @@ def evaluate(trainer: pl.Trainer, network: nn.Module, data: ImageData) -> dict[s
     return {name.removeprefix("test/"): value for name, value in metrics.items()}
 
 
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Lightning's own goes through the temporary folder, and copies where that is on another disk."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
+        content = BytesIO()
+        torch.save(checkpoint, content)
+        write_atomic(path, content.getvalue())
+
+
 def checkpointing(folder: Path) -> ModelCheckpoint:
     """Keep one checkpoint, of the last epoch."""
     return ModelCheckpoint(folder, filename="last", enable_version_counter=False, save_on_train_epoch_end=True)
@@ -156,8 +171,19 @@ def checkpointing(folder: Path) -> ModelCheckpoint:
 
 def device_of(trainer: Mapping[str, Any]) -> torch.device:
     """Where a trainer configuration trains: on a GPU if there is one and it may."""
-    on_gpu = torch.cuda.is_available() and trainer["accelerator"] in ("auto", "gpu", "cuda")
-    return torch.device("cuda" if on_gpu else "cpu")
+    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    for name, there in available.items():
+        if there and trainer["accelerator"] in ("auto", "gpu", name):
+            return torch.device(name)
+    return torch.device("cpu")
+
+
+def num_processes(trainer: Mapping[str, Any]) -> int:
+    """How many processes a trainer configuration trains with; -1 or "auto" devices are all GPUs there are."""
+    devices = trainer["devices"]
+    if devices in (-1, "-1", "auto"):
+        devices = torch.cuda.device_count() if device_of(trainer).type == "cuda" else 1
+    return int(devices if isinstance(devices, int | str) else len(devices)) * int(trainer.get("num_nodes", 1))
 
 
 def resolve_precision(trainer: Mapping[str, Any]) -> str:
@@ -165,7 +191,10 @@ def resolve_precision(trainer: Mapping[str, Any]) -> str:
     precision = trainer["precision"]
     if precision != "auto":
         return str(precision)
-    if device_of(trainer).type == "cuda":
+    device = device_of(trainer).type
+    if device == "mps":
+        return "32-true"
+    if device == "cuda":
         return "bf16-mixed" if torch.cuda.is_bf16_supported(including_emulation=False) else "32-true"
     capable = any(torch.cpu.get_capabilities().get(name) for name in ("avx512_bf16", "amx_bf16"))
     return "bf16-mixed" if capable else "32-true"

@@ -3,9 +3,9 @@
 import fnmatch
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from math import floor, prod
+from math import ceil, floor, log10, prod
 from typing import Any, ClassVar, Literal
 
 from torch import nn
@@ -156,44 +156,69 @@ def plan_compression(
         found = [(name,) for members in found for name in members]
     share = {"ljsvd": 1.0, "bijsvd": left_share}.get(method, 0.0)
     convs = dict(model.named_modules())
-    groups = [_ranked_group(members, [convs[name] for name in members], rank_rate, share) for members in found]
+    rates = {members: _Rates.of([convs[name] for name in members], share) for members in found}
+    _check_rates(rates, rank_rate)
+    groups = [Group(members, *rate.ranks(rank_rate)) for members, rate in rates.items()]
     settings: dict[str, Any] = {"method": method, "rank_rate": rank_rate, "hid": hid}
     if method == "bijsvd":
         settings["left_share"] = left_share
     return Plan(tuple(groups), settings)
 
 
-def _ranked_group(members: tuple[str, ...], convs: Sequence[nn.Conv2d], rank_rate: float, left_share: float) -> Group:
-    """One rule for every group (METHOD's tables of rates follow from it): spend what SVD would spend at `rank_rate`."""
-    shapes = [unfolded_shape(conv) for conv in convs]
-    rows, cols = shapes[0]
-    left_cost = rows + sum(shape[1] for shape in shapes)  # parameters of one more left rank
-    right_cost = cols + sum(shape[0] for shape in shapes)
-    svd_cost = sum(_base(conv) * sum(shape) for conv, shape in zip(convs, shapes, strict=True))  # at rank_rate 1
-    if len(members) == 1:
-        left_share = 0.0
-    left_rate = svd_cost * left_share / left_cost
-    right_rate = svd_cost * (1 - left_share) / right_cost
-    # products such as 160 * 0.3 land just below a whole number
-    left_rank, right_rank = floor(left_rate * rank_rate + 1e-9), floor(right_rate * rank_rate + 1e-9)
+@dataclass(frozen=True)
+class _Rates:
+    """Ranks of a group for each unit of rank_rate, such that the group spends what SVD would; the paper's table of
+    rates follows from this one rule. Costs are parameters of one more rank, `dense` those of the dense layers."""
 
-    names = ", ".join(members)
-    if left_rank == right_rank == 0:
-        raise ValueError(
-            f"rank_rate {rank_rate} leaves rank 0 for {names}; take rank_rate >= {1 / max(left_rate, right_rate):.3g}"
-        )
-    dense = sum(prod(shape) for shape in shapes)
-    factors = left_rank * left_cost + right_rank * right_cost
-    if factors >= dense:
-        raise ValueError(
-            f"rank_rate {rank_rate} gives {names} {factors:,} parameters, no fewer than the {dense:,} of the dense "
-            f"layers; take rank_rate < {dense / svd_cost:.3g}, or leave them dense (hid='dense', layers=[...])"
-        )
-    return Group(members, left_rank, right_rank)
+    left: float
+    right: float
+    left_cost: int
+    right_cost: int
+    svd_cost: int
+    dense: int
+
+    @classmethod
+    def of(cls, convs: Sequence[nn.Conv2d], left_share: float) -> "_Rates":
+        shapes = [unfolded_shape(conv) for conv in convs]
+        left_cost = shapes[0][0] + sum(cols for _, cols in shapes)
+        right_cost = shapes[0][1] + sum(rows for rows, _ in shapes)
+        svd_cost = sum(_base(conv) * sum(shape) for conv, shape in zip(convs, shapes, strict=True))
+        share = left_share if len(convs) > 1 else 0.0
+        left, right = svd_cost * share / left_cost, svd_cost * (1 - share) / right_cost
+        return cls(left, right, left_cost, right_cost, svd_cost, sum(map(prod, shapes)))
+
+    def ranks(self, rank_rate: float) -> tuple[int, int]:
+        """(left_rank, right_rank); products such as 160 * 0.3 land just below a whole number."""
+        return floor(self.left * rank_rate + 1e-9), floor(self.right * rank_rate + 1e-9)
+
+
+def _check_rates(rates: Mapping[tuple[str, ...], _Rates], rank_rate: float) -> None:
+    """Raises ValueError if a group has no rank or saves nothing, with the rank_rate that mends it for all groups."""
+    for members, rate in rates.items():
+        left_rank, right_rank = rate.ranks(rank_rate)
+        factors = left_rank * rate.left_cost + right_rank * rate.right_cost
+        if not factors:
+            smallest = max(1 / max(other.left, other.right) for other in rates.values())
+            raise ValueError(
+                f"rank_rate {rank_rate:g} leaves rank 0 for {', '.join(members)}; take rank_rate >= "
+                f"{_three_digits(smallest, ceil):g}, or leave layers out (layers=[...])"
+            )
+        if factors >= rate.dense:
+            largest = min(other.dense / other.svd_cost for other in rates.values())
+            raise ValueError(
+                f"rank_rate {rank_rate:g} gives {', '.join(members)} {factors:,} parameters, no fewer than the "
+                f"{rate.dense:,} of the dense layers; take rank_rate < {_three_digits(largest, floor):g}, or leave "
+                "layers dense (hid='dense', layers=[...])"
+            )
+
+
+def _three_digits(value: float, rounded: Callable[[float], int]) -> float:
+    scale = 10 ** (2 - floor(log10(value)))
+    return rounded(value * scale) / scale
 
 
 def _base(conv: nn.Conv2d) -> int:
-    """What rank_rate is a rate of (METHOD's table of ranks)."""
+    """What rank_rate is a rate of."""
     return min(conv.in_channels, conv.out_channels) if conv.kernel_size == (1, 1) else conv.out_channels
 
 
@@ -201,7 +226,7 @@ _FIRST_STAGE = {"block": 2, "plain": 3}
 
 
 def _is_factorable(module: nn.Module) -> bool:
-    return isinstance(module, nn.Conv2d) and module.groups == 1
+    return type(module) is nn.Conv2d and module.groups == 1  # a subclass may compute something else
 
 
 def _places(model: nn.Module, convs: Mapping[str, nn.Module]) -> dict[str, tuple[int, str, str]]:

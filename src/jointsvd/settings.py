@@ -10,10 +10,11 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
+from jointsvd.checkpoints import check_finite, load_weights
 from jointsvd.cost import num_flops
 from jointsvd.data import ImageData
-from jointsvd.models import build_model
-from jointsvd.module import Schedule
+from jointsvd.models import build_model, check_architecture
+from jointsvd.module import Schedule, num_processes, resolve_precision
 from jointsvd.plan import Plan, plan_compression
 from jointsvd.results import digest, file_sha256
 
@@ -36,16 +37,25 @@ class Settings:
     def from_config(cls, cfg: DictConfig, data: ImageData) -> "Settings":
         """Raises ValueError for a configuration that cannot work, saying what to change."""
         baseline, finetune = (Schedule(**plain(cfg.recipe[phase])) for phase in ("baseline", "finetune"))
-        if max(baseline.batch_size, finetune.batch_size) > data.num_train:
-            raise ValueError(f"recipe: a batch_size is larger than the {data.num_train} training images")
-        if cfg.model.checkpoint and not Path(cfg.model.checkpoint).is_file():
-            raise ValueError(f"model.checkpoint: no file at {cfg.model.checkpoint}")
-        dense = _dense_without_weights(data.input_size, **architecture(cfg.model, data))
+        processes = num_processes(cfg.trainer)
+        for batch_size in (baseline.batch_size, finetune.batch_size):
+            if batch_size > data.num_train or batch_size % processes:
+                raise ValueError(
+                    f"recipe: batch_size {batch_size} must be a multiple of the {processes} processes and at most the "
+                    f"{data.num_train} training images"
+                )
+        arguments = architecture(cfg.model, data)
+        check_architecture(**arguments, pretrained=cfg.model.pretrained)
+        dense = _dense_without_weights(data.input_size, **arguments)
+        if cfg.model.checkpoint:
+            _check_checkpoint(cfg.model.checkpoint, **arguments)
+        if cfg.method.get("iterations", 1) < 1:
+            raise ValueError(f"method.iterations must be 1 or more, got {cfg.method.iterations}")
         plan = Plan()
         if cfg.method.name != "dense":
             options = {key: value for key, value in plain(cfg.method).items() if key not in ("name", "iterations")}
             plan = plan_compression(dense, cfg.method.name, **options)
-        return cls(cfg, data, architecture(cfg.model, data), baseline, finetune, plan)
+        return cls(cfg, data, arguments, baseline, finetune, plan)
 
     @property
     def folder(self) -> Path:
@@ -54,9 +64,14 @@ class Settings:
     @property
     def dense_id(self) -> str:
         """Names what the dense network depends on."""
-        data = {key: value for key, value in plain(self.cfg.data).items() if key not in ("root", "num_workers")}
-        data |= {"num_train": self.data.num_train, "num_test": self.data.num_test}
-        values = {"model": plain(self.cfg.model), "data": data, "seed": self.cfg.baseline_seed}
+        where = ("accelerator", "devices", "strategy", "num_nodes", "_target_")
+        trainer = {key: value for key, value in plain(self.cfg.trainer).items() if key not in where}
+        values = {
+            "model": plain(self.cfg.model),
+            "data": self.data.fingerprint,
+            "trainer": trainer | {"precision": resolve_precision(self.cfg.trainer)},
+            "seed": self.cfg.baseline_seed,
+        }
         if self.cfg.model.checkpoint:
             values["checkpoint"] = file_sha256(self.cfg.model.checkpoint)
         else:
@@ -114,6 +129,14 @@ def _dense_without_weights(input_size: tuple[int, int, int], **architecture: Any
             f"{architecture['name']} cannot take images of {size}; set data.image_size ({error})"
         ) from error
     return network
+
+
+@cache
+def _check_checkpoint(path: str, **architecture: Any) -> None:
+    """Raises ValueError for a file that is not the finite weights of this network."""
+    network = build_model(**architecture)
+    load_weights(network, path)
+    check_finite(network, f"model.checkpoint {path}")
 
 
 def read_data(cfg: DictConfig) -> ImageData:

@@ -48,6 +48,25 @@ def compress_model(model: nn.Module, plan: Plan, *, iterations: int = NUM_ITERAT
     return compressed
 
 
+def check_structure(model: nn.Module, plan: Plan) -> None:
+    """Raises ValueError unless the planned layers of `model` are factor layers that share what the plan says."""
+    modules = dict(model.named_modules(remove_duplicate=False))
+    for group in plan.groups:
+        names = ", ".join(group.members)
+        layers = [modules.get(name) for name in group.members]
+        wanted = TwoBranchConv2d if group.left_rank and group.right_rank else FactorizedConv2d
+        if not all(isinstance(layer, wanted) for layer in layers):
+            raise ValueError(f"{names}: the network does not have the {wanted.__name__} of the plan there")
+        factors = cast(list[FactorLayer], layers)
+        left = [_left(layer).u.weight for layer in factors] if group.left_rank else []
+        right = [_right(layer).v.weight for layer in factors] if group.right_rank else []
+        if any(weight is not shared[0] for shared in (left, right) for weight in shared):
+            raise ValueError(f"{names}: a factor they share came apart into copies (by load_state_dict(assign=True)?)")
+        ranks = (left[0].shape[0] if left else 0, right[0].shape[1] if right else 0)
+        if ranks != (group.left_rank, group.right_rank):
+            raise ValueError(f"{names}: the network has (left, right) ranks {ranks}, not those of the plan")
+
+
 def _decompose(Ws: list[Tensor], group: Group, iterations: int) -> list[list[tuple[Tensor, Tensor]]]:
     """For each member the pairs (U, V) whose products add up to it: right pair first, then left."""
     if group.left_rank and group.right_rank:
@@ -91,9 +110,9 @@ def _members(model: nn.Module, group: Group) -> list[nn.Conv2d]:
     convs: list[nn.Conv2d] = []
     for name in group.members:
         module = modules.get(name)
-        if not isinstance(module, nn.Conv2d):
+        if type(module) is not nn.Conv2d:  # a subclass may compute something else
             found = "nothing" if module is None else type(module).__name__
-            raise ValueError(f"the plan decomposes the conv {name!r}, but the network has {found} there")
+            raise ValueError(f"the plan decomposes {name!r}, which must be a plain nn.Conv2d; the network has {found}")
         convs.append(module)
     sides = []
     if group.right_rank:

@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Any
 
 import hydra
@@ -15,7 +14,7 @@ from omegaconf import DictConfig
 from torch import nn
 
 from jointsvd.models import build_model
-from jointsvd.module import device_of, resolve_precision
+from jointsvd.module import device_of, num_processes, resolve_precision
 from jointsvd.plan import Plan
 from jointsvd.report import report
 from jointsvd.results import ROW_FILE, processor_name
@@ -30,14 +29,16 @@ class SweepCallback(Callback):
         if config.trainer.devices != 1 or config.trainer.get("num_nodes", 1) != 1:
             raise SystemExit("a sweep runs its jobs on one device each: leave trainer.devices at 1, or run one job")
         try:
-            announce_hours(check_jobs(config))
+            jobs = check_jobs(config)
+            self.folders = list(dict.fromkeys(job.folder for job in jobs))
+            announce_hours(jobs)
         except (ValueError, FileNotFoundError) as error:
             raise SystemExit(f"nothing was run: {error}") from error
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
-        HydraConfig.instance().set_config(config)
         try:
-            report(Path(config.output_dir) / config.name, config.logger)
+            for folder in self.folders:
+                report(folder, config.logger)
         except ValueError as error:
             raise SystemExit(str(error)) from error
 
@@ -70,7 +71,8 @@ def announce_hours(jobs: Iterable[Settings]) -> None:
         if schedule.epochs:
             kind = f"{job.architecture} {schedule.batch_size} {bool(plan.groups)}"  # one compressed network for all
             per_step[kind] = per_step.get(kind) or _step_seconds(job, schedule.batch_size, plan)
-            seconds += schedule.epochs * (job.data.num_train // schedule.batch_size) * per_step[kind]
+            steps = schedule.epochs * (job.data.num_train // schedule.batch_size)
+            seconds += steps * per_step[kind] / num_processes(job.cfg.trainer)
     if seconds > 3600:
         device = device_of(next(iter(todo.values())).cfg.trainer)
         print(f"Estimated {seconds / 3600:.1f} hours of training for {len(todo)} runs on {processor_name(device)}")

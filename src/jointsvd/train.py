@@ -6,6 +6,8 @@ writes its row. Everything is in output_dir/name: dense-<id>/ and one folder a r
 
 import json
 import logging
+import os
+import shlex
 import time
 import warnings
 from contextlib import nullcontext
@@ -24,11 +26,20 @@ from omegaconf import DictConfig
 from pytorch_lightning.utilities import rank_zero_only
 from torch import nn
 
-from jointsvd.checkpoints import load_weights
+from jointsvd.checkpoints import check_finite, load_weights
 from jointsvd.cost import compression_factor, num_flops, num_parameters
 from jointsvd.files import load_compressed, read_metadata, save_compressed
 from jointsvd.models import build_model, init_truncated_normal
-from jointsvd.module import Classifier, Schedule, checkpointing, device_of, evaluate, fit, resolve_precision
+from jointsvd.module import (
+    AtomicCheckpointIO,
+    Classifier,
+    Schedule,
+    checkpointing,
+    device_of,
+    evaluate,
+    fit,
+    resolve_precision,
+)
 from jointsvd.plan import Plan
 from jointsvd.report import report
 from jointsvd.results import ROW_FILE, Row, collect, environment, file_sha256
@@ -75,7 +86,7 @@ def dense_network(settings: Settings) -> nn.Module:
         pl.seed_everything(cfg.baseline_seed, workers=True, verbose=False)
         if file.exists():
             return load_compressed(file, build_model(**settings.architecture))
-        network = build_model(**settings.architecture, pretrained=cfg.model.pretrained)
+        network = build_model(**settings.architecture, pretrained=cfg.model.pretrained and not cfg.model.checkpoint)
         if cfg.model.checkpoint:
             load_weights(network, cfg.model.checkpoint)
             schedule = f"checkpoint {Path(cfg.model.checkpoint).name}"
@@ -84,10 +95,12 @@ def dense_network(settings: Settings) -> nn.Module:
             if settings.baseline.init_std is not None and not cfg.model.pretrained:
                 init_truncated_normal(network, settings.baseline.init_std)
             print(f"Training the dense {cfg.model.name}: {schedule}")
-            _train(settings, network, Plan(), settings.baseline, cfg.baseline_seed, file.parent)
-            finish_run({})
+            if settings.baseline.epochs:
+                _train(settings, network, Plan(), settings.baseline, cfg.baseline_seed, file.parent)
+                finish_run({})
         else:
             schedule = f"pretrained weights of {cfg.model.source}"
+        check_finite(network, f"the dense network ({schedule})")
         accuracy = evaluate(make_trainer(cfg), network, settings.data)
         if _is_main_process():
             metadata = {"schedule": schedule, "accuracy": json.dumps(accuracy), "command": _command()}
@@ -191,6 +204,7 @@ def make_trainer(cfg: DictConfig, schedule: Schedule | None = None, folder: Path
             use_distributed_sampler=False,  # the data module has its own
             enable_model_summary=False,
             num_sanity_val_steps=0,
+            plugins=[AtomicCheckpointIO()],
             **options,
         ),
     )
@@ -205,7 +219,7 @@ def quieten_lightning() -> None:
 
 
 def _is_main_process() -> bool:
-    return getattr(rank_zero_only, "rank", 0) == 0
+    return getattr(rank_zero_only, "rank", 0) == 0 and os.environ.get("NODE_RANK", "0") == "0"
 
 
 def _locked(folder: Path) -> Any:
@@ -220,7 +234,7 @@ def _header(settings: Settings, plan: Plan) -> dict[str, str]:
 
 
 def _command() -> str:
-    return " ".join(["python -m jointsvd.train", *HydraConfig.get().overrides.task])
+    return f"python -m jointsvd.train {shlex.join(HydraConfig.get().overrides.task)}"
 
 
 if __name__ == "__main__":
