@@ -95,6 +95,9 @@ def test_run_names_hold_every_swept_key_and_the_rest_by_id(configure, digits):
     assert str(first.folder) == "outputs/resnet34-digits-short"
     assert settings("method=bijsvd_0.3", "method.rank_rate=0.08", "seed=4").config_id == first.config_id
     base = settings().run_name
+    for change in ("trainer.precision=64-true", "+trainer.limit_train_batches=2", "method=svd"):
+        assert settings(change).run_name != base
+    assert settings("trainer.accelerator=cpu", "+trainer.strategy=auto").run_name == base
     for change in ("recipe.finetune.lr=0.01", "recipe.finetune.weight_decay=0", "recipe.baseline.momentum=0.8"):
         assert settings(change).run_name != base
     for change in ("method.hid=dense", "method.layers=[layer3.*.conv2]", "baseline_seed=1", "data.image_size=16"):
@@ -125,9 +128,12 @@ def test_unknown_choices_are_refused_with_those_there_are(configure):
         (["method.rank_rate=3"], "take rank_rate <"),
         (["method.layers=[layer9.*]"], "matches no ungrouped conv"),
         (["recipe.finetune.lr=-1"], "lr > 0"),
-        (["recipe.finetune.batch_size=2000"], "larger than the 1437 training images"),
+        (["recipe.finetune.batch_size=2000"], "at most the 1437 training images"),
         (["model=vgg16_bn"], "cannot take images of 1x16x16; set data.image_size"),
-        (["model.checkpoint=nowhere.pth"], "no file at nowhere.pth"),
+        (["model.checkpoint=nowhere.pth"], "no checkpoint at nowhere.pth"),
+        (["model.pretrained=true"], "set stem=imagenet"),
+        (["method=bijsvd", "method.iterations=0"], "iterations must be 1 or more"),
+        (["trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=3"], "multiple of the 3 processes"),
         (["model.source=keras"], "source 'timm' or 'torchvision'"),
     ],
 )

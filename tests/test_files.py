@@ -1,11 +1,10 @@
-import json
 import stat
 
 import pytest
 import torch
 from safetensors.torch import save_file
 
-from jointsvd import Plan, build_structure, compress_model, load_compressed, plan_compression, save_compressed
+from jointsvd import Group, Plan, build_structure, compress_model, load_compressed, plan_compression, save_compressed
 from jointsvd.files import read_metadata, write_atomic
 from jointsvd.models import build_model
 from jointsvd.plan import METHODS
@@ -135,7 +134,26 @@ def test_writing_is_atomic(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_nothing_is_pickled(saved):
-    data = saved.read_bytes()
-    header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
-    assert all(isinstance(value, str) for value in header["__metadata__"].values())
+def test_what_could_not_be_loaded_is_not_written(tmp_path):
+    path = tmp_path / "network.safetensors"
+    plan = plan_compression(dense(), "ljsvd", rank_rate=0.05)
+    network = build_structure(dense(), plan)
+    for wrong in (Plan((Group(("layer1.0.conv1",), right_rank=2),)), plan_compression(dense(), "svd", rank_rate=0.05)):
+        with pytest.raises(ValueError, match=r"of the plan|ranks"):
+            save_compressed(path, network, wrong)
+    network.load_state_dict({key: value.clone() for key, value in network.state_dict().items()}, assign=True)
+    with pytest.raises(ValueError, match="came apart"):
+        save_compressed(path, network, plan)
+    assert not path.exists()
+    save_compressed(path, dense(), Plan(), metadata={"plan": "mine", "sha256": "0"})
+    assert load_compressed(path, dense())
+
+
+def test_files_are_read_without_pickle(saved, monkeypatch):
+    def refuse(*_, **__):
+        raise AssertionError("unpickled")
+
+    monkeypatch.setattr("pickle.load", refuse)
+    monkeypatch.setattr("pickle.Unpickler", refuse)
+    monkeypatch.setattr("torch.load", refuse)
+    load_compressed(saved, dense())

@@ -32,6 +32,11 @@ def dataset(data: str) -> str:
     return _TABLES.get(data, _TABLES["cifar10"])[1]
 
 
+def has(model: str) -> bool:
+    """Whether the paper has this network at all."""
+    return model in set(_names(_read("extra_uncompressed_flops.csv")))
+
+
 def printed(row: Mapping[str, Any]) -> Printed | None:
     """What the paper prints for a row's model, data (see `dataset`), method, rank_rate and left_share, if it does."""
     if row["method"] == "dense":

@@ -40,14 +40,13 @@ def report(folder: Path, logger: Mapping[str, Any]) -> pd.DataFrame:
 
 def readable(summary: pd.DataFrame) -> pd.DataFrame:
     """The lines of `summarize` as text, beside the CF and accuracy that the paper prints for them."""
-    named = ("model", "data", "schedule", "baseline_sha256")
     untrained = (summary["schedule"] == "no training").all()
-    several = {name: summary[name].nunique() > 1 for name in named}
+    differing = _differing(summary)
     lines = []
     for row in summary.to_dict("records"):
         printed = paper.printed(row)
         where = paper.dataset(row["data"])
-        line = {name: row[name] for name, differs in several.items() if differs}
+        line = {name: row[name] for name in differing}
         line |= {
             "method": label(row),
             "rank_rate": "" if row["method"] == "dense" else f"{row['rank_rate']:g}",
@@ -67,6 +66,14 @@ def readable(summary: pd.DataFrame) -> pd.DataFrame:
             line[f"paper's, {where} %"] = percent(printed.top1 if printed else None)
         lines.append(line)
     return pd.DataFrame(lines).fillna("")
+
+
+def _differing(summary: pd.DataFrame) -> list[str]:
+    """Conditions that are not the same in all lines, beyond what the method column and rank_rate say."""
+    named = ["model", "data", "image_size", "layers", "iterations", "schedule", "precision", "baseline_sha256"]
+    decomposed = summary[summary["method"] != "dense"]
+    per_method = {"layers": decomposed, "iterations": decomposed[decomposed["method"] == "bijsvd"]}
+    return [name for name in named if per_method.get(name, summary)[name].nunique(dropna=False) > 1]
 
 
 def percent(value: float | None) -> str:
@@ -89,12 +96,17 @@ def conditions(rows: pd.DataFrame) -> str:
         f"{row['baseline_top1']:.2f} % after {row['baseline_schedule']} (sha256 {row['baseline_sha256'][:12]})"
         for row in rows.drop_duplicates("baseline_sha256").to_dict("records")
     ]
+    notes = "".join(
+        f" {model} is not in the paper: an extension." for model in rows["model"].unique() if not paper.has(model)
+    )
+    if "imagenet" in set(rows["data"]):
+        notes += " The paper's table VI contradicts itself: its FLOPs fit these rank rates, its CFs fit 0.075 and 0.2."
     first = rows.iloc[0]
     return (
         f"{all_of('model')} on {all_of('data')} ({all_of('image_size')} pixels a side, {first['num_train']:,} training "
         f"and {first['num_test']:,} test images). Dense network: {'; '.join(baselines)}. Fine-tuning, dense control "
         f"too: {all_of('schedule')}; seeds {all_of('seed').replace(' / ', ', ')}. Best: highest after any epoch, on "
-        f"the test set, as the paper reports it. {all_of('precision')}, {all_of('processor')}."
+        f"the test set, as the paper reports it. {all_of('precision')}, {all_of('processor')}.{notes}"
     )
 
 
@@ -103,7 +115,9 @@ def picture(summary: pd.DataFrame, note: str) -> Figure:
     figure = Figure(figsize=(8, 5.4), layout="constrained")
     axes = figure.subplots()
     compressed = summary[summary["method"] != "dense"]
-    named = compressed.assign(label=[label(row) for row in compressed.to_dict("records")])
+    differing = _differing(summary)
+    names = [", ".join([label(row), *(str(row[name]) for name in differing)]) for row in compressed.to_dict("records")]
+    named = compressed.assign(label=names)
     for index, (name, lines) in enumerate(named.groupby("label", sort=False)):
         lines = lines.sort_values("compression_factor")
         axes.errorbar(

@@ -16,35 +16,45 @@ from jointsvd.results import digest
 
 def is_offline() -> bool:
     """No API key, or WANDB_MODE says so: runs are written to disk alone."""
-    return os.environ.get("WANDB_MODE") == "offline" or not wandb.api.api_key
+    # WandbLogger(offline=True) sets WANDB_MODE to "dryrun" for the rest of the process
+    if os.environ.get("WANDB_MODE", "online") in ("offline", "dryrun", "disabled"):
+        return True
+    try:
+        return not wandb.login(prompt=False)
+    except wandb.errors.UsageError:  # no key
+        return True
 
 
 def make_logger(cfg: DictConfig, folder: Path) -> WandbLogger:
     """A logger for the run of `folder`, in the sweep's group, that holds the run's configuration."""
-    logger = instantiate(cfg.logger, name=folder.name, save_dir=folder, offline=is_offline())
+    offline = is_offline()
+    mode = "offline" if offline else None  # W&B has read its environment already, which is all that `offline` sets
+    logger = instantiate(cfg.logger, name=folder.name, save_dir=folder, offline=offline, mode=mode)
     logger.log_hyperparams(OmegaConf.to_container(cfg, resolve=True))
     return logger
 
 
-def finish_run(values: Mapping[str, Any]) -> None:
-    """Put the final `values` into the summary of the run being logged, if one is, and end it."""
-    if wandb.run is not None:
-        wandb.run.summary.update(dict(values))
-        wandb.finish()
+def log_run(cfg: DictConfig, folder: Path, values: Mapping[str, Any]) -> None:
+    """Put the row of a run into the summary of its W&B run, and end it; a run without training begins here."""
+    run = wandb.run or make_logger(cfg, folder).experiment
+    run.summary.update(dict(values))
+    run.finish()
 
 
 def log_summary(folder: Path, table: pd.DataFrame, rows: pd.DataFrame, logger: Mapping[str, Any]) -> None:
     """Log the table, the rows it is made from and the picture to the run "summary" of the sweep's group."""
     offline = is_offline()
+    if wandb.run is not None:
+        wandb.finish()  # of a run that failed
     with wandb.init(
         project=logger["project"],
-        group=logger["group"],
+        group=folder.name,
         name="summary",
         job_type="summary",
         id=f"summary-{digest({'folder': str(folder)})}",
         resume=None if offline else "allow",
         dir=folder,
-        mode="offline" if offline else "online",
+        mode="offline" if offline else None,
     ) as run:
         run.log(
             {
@@ -54,4 +64,5 @@ def log_summary(folder: Path, table: pd.DataFrame, rows: pd.DataFrame, logger: M
             }
         )
     if offline:
-        print(f"W&B: no API key, runs were written offline; `wandb sync {folder}/**/offline-run-*` uploads them")
+        places = f"{folder}/wandb/offline-run-* {folder}/*/wandb/offline-run-*"
+        print(f"W&B: no API key, so runs were written offline; upload them by: wandb sync {places}")

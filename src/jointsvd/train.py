@@ -18,6 +18,7 @@ from typing import Any, cast
 import hydra
 import pytorch_lightning as pl
 import torch
+import wandb
 from filelock import FileLock
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
@@ -46,7 +47,7 @@ from jointsvd.results import ROW_FILE, Row, collect, environment, file_sha256
 from jointsvd.settings import CONF, NETWORK_FILE, Settings, read_data
 from jointsvd.surgery import compress_model
 from jointsvd.sweep import announce_hours
-from jointsvd.tracking import finish_run, make_logger
+from jointsvd.tracking import log_run, make_logger
 
 
 @hydra.main(config_path=CONF, config_name="train", version_base="1.3")
@@ -71,12 +72,16 @@ def run(settings: Settings) -> None:
         if (folder / ROW_FILE).exists():
             print(f"{folder} is finished")
             return
-        row = compress_and_finetune(settings, dense_network(settings), folder)
-        if _is_main_process():
-            row.write(folder)
-            (folder / "last.ckpt").unlink(missing_ok=True)
-            collect(settings.folder)
-        finish_run(asdict(row))
+        try:
+            row = compress_and_finetune(settings, dense_network(settings), folder)
+            if _is_main_process():
+                row.write(folder)
+                (folder / "last.ckpt").unlink(missing_ok=True)
+                collect(settings.folder)
+                if "_target_" in settings.cfg.logger:
+                    log_run(settings.cfg, folder, asdict(row))
+        finally:
+            wandb.finish()  # else the next run of a sweep would log into one that failed
 
 
 def dense_network(settings: Settings) -> nn.Module:
@@ -97,7 +102,7 @@ def dense_network(settings: Settings) -> nn.Module:
             print(f"Training the dense {cfg.model.name}: {schedule}")
             if settings.baseline.epochs:
                 _train(settings, network, Plan(), settings.baseline, cfg.baseline_seed, file.parent)
-                finish_run({})
+                wandb.finish()
         else:
             schedule = f"pretrained weights of {cfg.model.source}"
         check_finite(network, f"the dense network ({schedule})")
