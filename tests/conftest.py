@@ -1,8 +1,10 @@
+import numpy as np
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
+from PIL import Image
 
 from jointsvd.settings import CONF
 
@@ -25,3 +27,17 @@ def configure():
 
         yield compose_and_set
     HydraConfig.instance().cfg = None
+
+
+@pytest.fixture
+def folders(tmp_path):
+    """A folder of images in ImageNet's layout: three classes, five images each for training, two for testing."""
+    random = np.random.default_rng(0)
+    for split, num in (("train", 5), ("val", 2)):
+        for name in ("cat", "dog", "fox"):
+            folder = tmp_path / split / name
+            folder.mkdir(parents=True)
+            for i in range(num):
+                size = (40 + 3 * i, 50)
+                Image.fromarray(random.integers(0, 256, (*size, 3)).astype(np.uint8)).save(folder / f"{i}.jpeg")
+    return tmp_path

@@ -12,7 +12,7 @@ from jointsvd import find_groups
 from jointsvd.datasets import Digits
 from jointsvd.models import build_model
 from jointsvd.module import Schedule
-from jointsvd.plan import METHODS
+from jointsvd.rules import METHODS
 from jointsvd.settings import CONF, Settings, architecture, plain
 from jointsvd.sweep import announce_hours, check_jobs
 

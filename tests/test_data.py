@@ -7,7 +7,6 @@ import pickle
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 from jointsvd import datasets
 from jointsvd.data import augment
@@ -129,18 +128,6 @@ def test_cifar_reads_its_files(tmp_path, monkeypatch, num_classes, key):
     raw = pickle.loads((folder / "test").read_bytes())
     assert (data.test_set.images[2].flatten().numpy() == raw["data"][2]).all()
     assert data.test_set.labels.tolist() == raw[key]
-
-
-@pytest.fixture
-def folders(tmp_path):
-    for split, num in (("train", 5), ("val", 2)):
-        for name in ("cat", "dog", "fox"):
-            folder = tmp_path / split / name
-            folder.mkdir(parents=True)
-            for i in range(num):
-                size = (40 + 3 * i, 50)
-                Image.fromarray(RANDOM.integers(0, 256, (*size, 3)).astype(np.uint8)).save(folder / f"{i}.jpeg")
-    return tmp_path
 
 
 def test_image_folders(folders):

@@ -7,7 +7,7 @@ from safetensors.torch import save_file
 from jointsvd import Group, Plan, build_structure, compress_model, load_compressed, plan_compression, save_compressed
 from jointsvd.files import read_metadata, write_atomic
 from jointsvd.models import build_model
-from jointsvd.plan import METHODS
+from jointsvd.rules import METHODS
 
 
 def aliases(model):

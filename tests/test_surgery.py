@@ -11,7 +11,7 @@ from torch import nn
 from jointsvd import Group, Plan, build_structure, compress_model, find_groups, num_flops, num_parameters
 from jointsvd.layers import fold_u, fold_v, unfold
 from jointsvd.models import build_model
-from jointsvd.plan import METHODS, plan_compression
+from jointsvd.rules import METHODS, plan_compression
 
 
 class Blocks(nn.Module):

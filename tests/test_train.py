@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 import torch
 
-from jointsvd import load_compressed, num_flops, num_parameters
+from jointsvd import load_compressed, num_flops, num_parameters, stages
 from jointsvd import train as train_module
 from jointsvd.checkpoints import load_network
 from jointsvd.models import build_model
@@ -60,16 +60,22 @@ def test_a_run_writes_a_row_that_its_files_confirm(settings, monkeypatch):
     assert f"top-1 {row['top1']:.2f} %, top-5 {row['top5']:.2f} % of 360 test images" in result.stdout, result.stderr
 
     # what is finished is not run again; another method starts from the same dense network
-    monkeypatch.setattr(train_module, "compress_and_finetune", no_training)
+    monkeypatch.setattr(train_module, "make_row", no_training)
     train_module.run(job)
     monkeypatch.undo()
-    monkeypatch.setattr(train_module, "fit", no_training)
+    monkeypatch.setattr(stages, "fit", no_training)
     raw = settings("method=svd", "recipe.finetune.epochs=0")
     assert raw.dense_id == job.dense_id
     train_module.run(raw)
+    # another seed starts from the same decomposed network
+    monkeypatch.setattr(stages, "compress_model", no_training)
+    train_module.run(settings("method=svd", "recipe.finetune.epochs=0", "seed=1"))
     rows = collect(job.folder)
     assert rows["baseline_sha256"].nunique() == 1
-    untrained = rows[rows["schedule"] == "no training"].iloc[0]
+    untrained = rows[rows["schedule"] == "no training"]
+    assert sorted(untrained["seed"]) == [0, 1]
+    assert untrained["raw_top1"].nunique() == 1
+    untrained = untrained.iloc[0]
     assert untrained["top1"] == untrained["raw_top1"] == untrained["best_top1"]
     assert len(report(job.folder, {})) == 2
 
@@ -81,7 +87,7 @@ def test_a_run_killed_between_epochs_goes_on(settings, monkeypatch):
         if classifier.current_epoch == 1:
             raise KeyError("killed")
 
-    monkeypatch.setattr(train_module.Classifier, "on_train_epoch_start", stop)
+    monkeypatch.setattr(stages.Classifier, "on_train_epoch_start", stop)
     with pytest.raises(KeyError, match="killed"):
         train_module.run(job)
     monkeypatch.undo()
@@ -90,14 +96,31 @@ def test_a_run_killed_between_epochs_goes_on(settings, monkeypatch):
     half_trained = load_network(checkpoint)
     assert half_trained.layer3[0].conv1.u.weight.shape[0] > 0
     epochs = []
-    monkeypatch.setattr(train_module.Classifier, "on_train_epoch_start", lambda self: epochs.append(self.current_epoch))
+    monkeypatch.setattr(stages.Classifier, "on_train_epoch_start", lambda self: epochs.append(self.current_epoch))
     train_module.run(job)
     assert epochs == [1]
     assert len(collect(job.folder)) == 1
 
 
+def test_a_folder_of_images_with_few_classes(configure, folders):
+    overrides = [
+        "model=resnet18",
+        "data=imagefolder",
+        f"data.root={folders}",
+        "data.image_size=32",
+        "data.num_workers=0",
+    ]
+    overrides += ["recipe=smoke", "recipe.baseline.batch_size=5", "recipe.finetune.batch_size=5"]
+    cfg = configure(*overrides, "trainer.accelerator=cpu", f"output_dir={folders}")
+    job = Settings.from_config(cfg, read_data(cfg))
+    assert (job.architecture["num_classes"], job.architecture["stem"]) == (3, "cifar")
+    train_module.run(job)
+    row = collect(job.folder).iloc[0]
+    assert (row["num_train"], row["num_test"], row["top5"]) == (15, 6, 100.0)
+
+
 def test_a_checkpoint_is_the_dense_network(settings, tmp_path, monkeypatch):
-    monkeypatch.setattr(train_module, "fit", no_training)
+    monkeypatch.setattr(stages, "fit", no_training)
     dense = build_model("resnet18", num_classes=10, in_channels=1)
     torch.save(dense.state_dict(), tmp_path / "mine.pth")
     job = settings("method=ljsvd", "recipe.finetune.epochs=0", f"model.checkpoint={tmp_path}/mine.pth")

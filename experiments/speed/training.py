@@ -19,7 +19,7 @@ from jointsvd.datasets import Digits
 from jointsvd.models import build_model
 from jointsvd.module import Classifier, Schedule, resolve_precision
 from jointsvd.results import processor_name
-from jointsvd.train import quieten_lightning
+from jointsvd.stages import quieten_lightning
 
 BATCH_SIZE = 64
 

@@ -3,7 +3,8 @@
 from jointsvd.cost import compression_factor, num_flops, num_parameters
 from jointsvd.decompose import bijsvd, ljsvd, rjsvd, truncated_svd
 from jointsvd.files import load_compressed, save_compressed
-from jointsvd.plan import Group, Plan, find_groups, plan_compression
+from jointsvd.plan import Group, Plan
+from jointsvd.rules import find_groups, plan_compression
 from jointsvd.surgery import build_structure, compress_model
 
 __version__ = "0.1.0"

@@ -7,7 +7,7 @@ from jointsvd.checkpoints import load_network
 from jointsvd.cost import num_flops, num_parameters
 from jointsvd.module import evaluate
 from jointsvd.settings import CONF, architecture, read_data
-from jointsvd.train import make_trainer, quieten_lightning
+from jointsvd.stages import make_trainer, quieten_lightning
 
 
 @hydra.main(config_path=CONF, config_name="evaluate", version_base="1.3")

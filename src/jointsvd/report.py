@@ -101,12 +101,18 @@ def conditions(rows: pd.DataFrame) -> str:
     )
     if "imagenet" in set(rows["data"]):
         notes += " The paper's table VI contradicts itself: its FLOPs fit these rank rates, its CFs fit 0.075 and 0.2."
+    if (rows["schedule"] == "no training").all():
+        tuning = "No fine-tuning."
+    else:
+        tuning = (
+            f"Fine-tuning, dense control too: {all_of('schedule')}; seeds {all_of('seed').replace(' / ', ', ')}. Best: "
+            "highest after any epoch, on the test set, as the paper reports it."
+        )
     first = rows.iloc[0]
     return (
         f"{all_of('model')} on {all_of('data')} ({all_of('image_size')} pixels a side, {first['num_train']:,} training "
-        f"and {first['num_test']:,} test images). Dense network: {'; '.join(baselines)}. Fine-tuning, dense control "
-        f"too: {all_of('schedule')}; seeds {all_of('seed').replace(' / ', ', ')}. Best: highest after any epoch, on "
-        f"the test set, as the paper reports it. {all_of('precision')}, {all_of('processor')}.{notes}"
+        f"and {first['num_test']:,} test images). Dense network: {'; '.join(baselines)}. {tuning} "
+        f"{all_of('precision')}, {all_of('processor')}.{notes}"
     )
 
 

@@ -15,8 +15,9 @@ from jointsvd.cost import num_flops
 from jointsvd.data import ImageData
 from jointsvd.models import build_model, check_architecture
 from jointsvd.module import Schedule, num_processes, resolve_precision
-from jointsvd.plan import Plan, plan_compression
+from jointsvd.plan import Plan
 from jointsvd.results import digest, file_sha256
+from jointsvd.rules import plan_compression
 
 CONF = str(Path(__file__).parents[2] / "conf")
 NETWORK_FILE = "network.safetensors"
@@ -88,20 +89,29 @@ class Settings:
         return not ready and not self.dense_file.exists()
 
     @property
+    def decomposed_file(self) -> Path:
+        return self.folder / "-".join([*self._method_words(), "raw", self._decomposed_id]) / NETWORK_FILE
+
+    @property
     def config_id(self) -> str:
         """Names what a row depends on, but for the seed."""
-        method = plain(self.cfg.method) if self.plan.groups else {}
-        return digest({"dense": self.dense_id, "method": method, "schedule": asdict(self.finetune)})
+        return digest({"decomposed": self._decomposed_id, "schedule": asdict(self.finetune)})
 
     @property
     def run_name(self) -> str:
         """The usual swept keys in words, and the config_id for the rest."""
+        return "-".join([*self._method_words(), f"s{self.cfg.seed}", self.config_id])
+
+    @property
+    def _decomposed_id(self) -> str:
+        return digest({"dense": self.dense_id, "method": plain(self.cfg.method) if self.plan.groups else {}})
+
+    def _method_words(self) -> list[str]:
         method = self.cfg.method
-        parts = [method.name]
-        if self.plan.groups:
-            parts += [f"r{method.rank_rate:g}"]
-            parts += [f"p{method.left_share:g}"] if "left_share" in method else []
-        return "-".join([*parts, f"s{self.cfg.seed}", self.config_id])
+        if not self.plan.groups:
+            return [method.name]
+        share = [f"p{method.left_share:g}"] if "left_share" in method else []
+        return [method.name, f"r{method.rank_rate:g}", *share]
 
 
 def architecture(model: DictConfig, data: ImageData) -> dict[str, Any]:

@@ -1,0 +1,174 @@
+"""The stages of a run, each a file made once: the dense network, the decomposed network, the fine-tuned network."""
+
+import json
+import logging
+import os
+import shlex
+import time
+import warnings
+from collections.abc import Callable
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any, cast
+
+import pytorch_lightning as pl
+import torch
+import wandb
+from filelock import FileLock
+from hydra.core.hydra_config import HydraConfig
+from hydra.utils import instantiate
+from omegaconf import DictConfig
+from pytorch_lightning.utilities import rank_zero_only
+from torch import nn
+
+from jointsvd.checkpoints import check_finite, load_weights
+from jointsvd.files import load_compressed, read_metadata, save_compressed
+from jointsvd.models import build_model, init_truncated_normal
+from jointsvd.module import AtomicCheckpointIO, Classifier, Schedule, checkpointing, evaluate, fit, resolve_precision
+from jointsvd.plan import Plan
+from jointsvd.settings import NETWORK_FILE, Settings
+from jointsvd.surgery import compress_model
+from jointsvd.tracking import make_logger
+
+Stage = tuple[nn.Module, dict[str, Any]]  # a network, and facts about how it came about
+
+
+def dense_network(settings: Settings) -> Stage:
+    """The trained dense network, from a checkpoint, pretrained weights, or trained here; facts: accuracy, schedule."""
+    cfg = settings.cfg
+
+    def make() -> Stage:
+        pl.seed_everything(cfg.baseline_seed, workers=True, verbose=False)
+        network = build_model(**settings.architecture, pretrained=cfg.model.pretrained and not cfg.model.checkpoint)
+        if cfg.model.checkpoint:
+            load_weights(network, cfg.model.checkpoint)
+            schedule = f"checkpoint {Path(cfg.model.checkpoint).name}"
+        elif settings.trains_dense():
+            schedule = str(settings.baseline)
+            if settings.baseline.init_std is not None and not cfg.model.pretrained:
+                init_truncated_normal(network, settings.baseline.init_std)
+            print(f"Training the dense {cfg.model.name}: {schedule}")
+            train(settings, network, Plan(), settings.baseline, cfg.baseline_seed, settings.dense_file.parent)
+            wandb.finish()
+        else:
+            schedule = f"pretrained weights of {cfg.model.source}"
+        check_finite(network, f"the dense network ({schedule})")
+        accuracy = evaluate(make_trainer(cfg), network, settings.data)
+        print(f"Dense {cfg.model.name}: {accuracy['top1']:.2f} % -> {settings.dense_file}")
+        return network, {"accuracy": accuracy, "schedule": schedule}
+
+    return _made_once(settings, settings.dense_file, Plan(), make)
+
+
+def decomposed_network(settings: Settings, dense: nn.Module) -> Stage:
+    """The network before fine-tuning, which all seeds share; facts: accuracy (raw), seconds of decomposition."""
+
+    def make() -> Stage:
+        method = settings.cfg.method
+        options = {"iterations": method.iterations} if "iterations" in method else {}
+        start = time.perf_counter()
+        network = compress_model(dense, settings.plan, **options)
+        seconds = round(time.perf_counter() - start, 2)
+        return network, {
+            "accuracy": evaluate(make_trainer(settings.cfg), network, settings.data),
+            "seconds": seconds,
+        }
+
+    return _made_once(settings, settings.decomposed_file, settings.plan, make)
+
+
+def fine_tuned_network(settings: Settings, network: nn.Module, raw: dict[str, float]) -> Stage:
+    """`network` after fine-tuning; facts: accuracy, best_top1 after any epoch, seconds of training."""
+    cfg, folder = settings.cfg, settings.folder / settings.run_name
+    facts: dict[str, Any] = {"accuracy": raw, "best_top1": raw["top1"], "seconds": 0.0}
+    if settings.finetune.epochs:
+        start = time.perf_counter()
+        classifier = train(settings, network, settings.plan, settings.finetune, cfg.seed, folder)
+        facts = {
+            "accuracy": evaluate(make_trainer(cfg), network, settings.data),
+            "best_top1": classifier.best_top1,
+            "seconds": round(time.perf_counter() - start, 2),
+        }
+    if is_main_process():
+        save_compressed(folder / NETWORK_FILE, network, settings.plan, metadata=_header(settings, settings.plan))
+    return network, facts
+
+
+def train(
+    settings: Settings, network: nn.Module, plan: Plan, schedule: Schedule, seed: int, folder: Path
+) -> Classifier:
+    """Train `network` in place; folder/last.ckpt is where a killed run goes on."""
+    data = settings.data
+    pl.seed_everything(seed, workers=True, verbose=False)
+    data.batch_size, data.seed = schedule.batch_size, seed
+    classifier = Classifier(network, data.num_classes, schedule, _header(settings, plan))
+    trainer = make_trainer(settings.cfg, schedule, folder)
+    if schedule.epochs:
+        fit(trainer, classifier, data, folder)
+    if trainer.interrupted:
+        raise KeyboardInterrupt
+    return classifier
+
+
+def make_trainer(cfg: DictConfig, schedule: Schedule | None = None, folder: Path | None = None) -> pl.Trainer:
+    """A Trainer for `schedule` that keeps its checkpoint in `folder`; without them, one that evaluates."""
+    options: dict[str, Any] = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+    if schedule is not None and folder is not None:
+        logger = make_logger(cfg, folder) if "_target_" in cfg.logger else False
+        options = {"logger": logger, "callbacks": [checkpointing(folder)], "max_epochs": schedule.epochs}
+    return cast(
+        pl.Trainer,
+        instantiate(
+            cfg.trainer,
+            precision=resolve_precision(cfg.trainer),
+            use_distributed_sampler=False,  # the data module has its own
+            enable_model_summary=False,
+            num_sanity_val_steps=0,
+            plugins=[AtomicCheckpointIO()],
+            **options,
+        ),
+    )
+
+
+def quieten_lightning() -> None:
+    """Sweeps make a Trainer a hundred times; what each says about itself would bury the results."""
+    for name in ("pytorch_lightning", "lightning_fabric"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    for message in (".*Checkpoint directory.*", ".*does not have many workers.*", ".*LeafSpec.*"):
+        warnings.filterwarnings("ignore", message)
+
+
+def is_main_process() -> bool:
+    """Whether this process writes: the only one, or rank 0 of a DDP run."""
+    return getattr(rank_zero_only, "rank", 0) == 0 and os.environ.get("NODE_RANK", "0") == "0"
+
+
+def locked(folder: Path) -> Any:
+    """One process at a time in `folder`; the ranks of one DDP run count as one."""
+    folder.mkdir(parents=True, exist_ok=True)
+    return FileLock(folder / ".lock") if is_main_process() else nullcontext()
+
+
+def command() -> str:
+    """What makes this run again."""
+    return f"python -m jointsvd.train {shlex.join(HydraConfig.get().overrides.task)}"
+
+
+def _made_once(settings: Settings, file: Path, plan: Plan, make: Callable[[], Stage]) -> Stage:
+    """The network and facts in `file`, where `make` puts them if it is not there."""
+    with locked(file.parent):
+        if not file.exists():
+            network, facts = make()
+            if is_main_process():
+                metadata = _header(settings, plan) | {"facts": json.dumps(facts), "command": command()}
+                save_compressed(file, network, plan, metadata=metadata)
+                (file.parent / "last.ckpt").unlink(missing_ok=True)
+            if torch.distributed.is_initialized():
+                torch.distributed.barrier()  # the other ranks read the file next
+    network = load_compressed(file, build_model(**settings.architecture))
+    return network, json.loads(read_metadata(file)["facts"])
+
+
+def _header(settings: Settings, plan: Plan) -> dict[str, str]:
+    """What a file of weights says about the network they are of."""
+    return {"architecture": json.dumps(settings.architecture), "plan": plan.to_json()}
