@@ -13,12 +13,13 @@ import pandas as pd
 import pytest
 import torch
 
-from jointsvd import load_compressed, num_flops, num_parameters, stages
+from jointsvd import Plan, load_compressed, num_flops, num_parameters, save_compressed, stages
 from jointsvd import train as train_module
 from jointsvd.checkpoints import load_network
+from jointsvd.files import read_metadata
 from jointsvd.models import build_model
 from jointsvd.report import report
-from jointsvd.results import collect, file_sha256
+from jointsvd.results import collect
 from jointsvd.settings import Settings, read_data
 
 SMALL = ["model=resnet18", "data.image_size=8", "recipe=smoke", "trainer.accelerator=cpu"]
@@ -50,7 +51,8 @@ def test_a_run_writes_a_row_that_its_files_confirm(settings, monkeypatch):
     network = load_compressed(file, build_model("resnet18", num_classes=10, in_channels=1))
     assert row["num_parameters"] == num_parameters(network)
     assert row["flops"] == num_flops(network, (1, 8, 8))
-    assert row["baseline_sha256"] == file_sha256(job.dense_file)
+    save_compressed(job.folder / "copy.safetensors", load_network(job.dense_file), Plan())
+    assert row["baseline_sha256"] == read_metadata(job.folder / "copy.safetensors")["sha256"]
     assert (row["num_train"], row["num_test"], row["method"], row["left_share"]) == (1437, 360, "bijsvd", 0.3)
     assert "method=bijsvd_0.3" in row["command"]
     assert f"torch={torch.__version__}" in row["versions"]
@@ -142,6 +144,10 @@ def test_what_is_no_network_of_ours_is_refused(tmp_path):
     for name, message in [("dense.pth", "model=resnet34"), ("junk.safetensors", "no readable"), ("x", "no checkpoint")]:
         with pytest.raises(ValueError, match=message):
             load_network(tmp_path / name)
+    for architecture in ('{"name": "resnet18", "num_classes": 10, "pretrained": true}', "[1]", "{", '{"name": "x"}'):
+        save_compressed(tmp_path / "odd", torch.nn.ReLU(), Plan(), metadata={"architecture": architecture})
+        with pytest.raises(ValueError, match="no network that this release can build"):
+            load_network(tmp_path / "odd")
     dense = {"name": "resnet18", "num_classes": 10}
     assert num_parameters(load_network(tmp_path / "dense.pth", dense)) == num_parameters(build_model(**dense))
 

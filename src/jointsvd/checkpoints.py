@@ -28,7 +28,7 @@ def load_network(path: str | Path, architecture: Mapping[str, Any] | None = None
     ours = is_compressed_file(path)
     header = read_metadata(path) if ours else _read(path).get("header") or {}
     if "architecture" in header:
-        architecture = json.loads(header["architecture"])
+        architecture = _architecture(path, header["architecture"])
     if architecture is None:
         raise ValueError(f"{path} does not say which network it is of; name it (model=resnet34, ...)")
     dense = build_model(**architecture)
@@ -37,6 +37,18 @@ def load_network(path: str | Path, architecture: Mapping[str, Any] | None = None
     network = build_structure(dense, Plan.from_json(header["plan"])) if "plan" in header else dense
     load_weights(network, path)
     return network
+
+
+def _architecture(path: Path, text: str) -> dict[str, Any]:
+    """Arguments of `build_model` that a file gives; a file may choose a network, not a download."""
+    known = {"name", "num_classes", "in_channels", "stem", "source"}
+    try:
+        values = json.loads(text)
+    except ValueError:
+        values = None
+    if not isinstance(values, dict) or not {"name", "num_classes"} <= values.keys() <= known:
+        raise ValueError(f"{path} names no network that this release can build: {text[:200]}")
+    return values
 
 
 def load_weights(model: nn.Module, path: str | Path) -> None:

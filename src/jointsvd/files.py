@@ -81,7 +81,8 @@ def is_compressed_file(path: str | Path) -> bool:
     if not Path(path).is_file():
         return False
     with open(path, "rb") as file:
-        start = file.read(2**16)
+        length = int.from_bytes(file.read(8), "little")
+        start = file.read(min(length, 2**24))
     return b'"__metadata__"' in start and f'"format":"{FORMAT}"'.encode() in start
 
 

@@ -48,7 +48,7 @@ class Row:
     top5: float
     best_top1: float  # after any epoch
     baseline_top1: float
-    baseline_sha256: str  # of the dense network's file
+    baseline_sha256: str  # of the dense network's weights, as its file's header has it (jointsvd.files.read_metadata)
     baseline_schedule: str
     schedule: str
     precision: str

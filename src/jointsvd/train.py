@@ -13,9 +13,10 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from jointsvd.cost import compression_factor, num_flops, num_parameters
+from jointsvd.files import read_metadata
 from jointsvd.module import device_of, resolve_precision
 from jointsvd.report import report
-from jointsvd.results import ROW_FILE, Row, collect, environment, file_sha256
+from jointsvd.results import ROW_FILE, Row, collect, environment
 from jointsvd.settings import CONF, Settings, read_data
 from jointsvd.stages import (
     command,
@@ -102,7 +103,7 @@ def make_row(settings: Settings) -> Row:
         top5=facts["accuracy"]["top5"],
         best_top1=facts["best_top1"],
         baseline_top1=dense_facts["accuracy"]["top1"],
-        baseline_sha256=file_sha256(settings.dense_file),
+        baseline_sha256=read_metadata(settings.dense_file)["sha256"],
         baseline_schedule=dense_facts["schedule"],
         schedule=str(settings.finetune),
         precision=resolve_precision(cfg.trainer),
