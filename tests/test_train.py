@@ -198,6 +198,8 @@ def test_after_kill_9_a_sweep_runs_only_what_is_missing(tmp_path):
     start = time.monotonic()
     subprocess.run(command, capture_output=True, check=True, timeout=300)
     assert time.monotonic() - start < 30  # nothing left to do
+    with open(folder / "results.csv") as file:
+        assert len(file.readlines()) == 3
 
 
 @pytest.mark.slow

@@ -155,4 +155,4 @@ def _print(table: pd.DataFrame, note: str) -> None:
         grid.add_row(*map(str, line))
     console = Console()
     # a pipe or a log has no width of its own, and a wrapped table cannot be read
-    Console(width=max(console.width, 150) if not console.is_terminal else None).print(grid)
+    Console(width=max(console.width, 170) if not console.is_terminal else None).print(grid)

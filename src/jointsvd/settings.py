@@ -16,7 +16,7 @@ from jointsvd.data import ImageData
 from jointsvd.models import build_model, check_architecture
 from jointsvd.module import Schedule, num_processes, resolve_precision
 from jointsvd.plan import Plan
-from jointsvd.results import digest, file_sha256
+from jointsvd.results import ROW_FILE, digest, file_sha256
 from jointsvd.rules import plan_compression
 
 CONF = str(Path(__file__).parents[2] / "conf")
@@ -101,6 +101,11 @@ class Settings:
     def run_name(self) -> str:
         """The usual swept keys in words, and the config_id for the rest."""
         return "-".join([*self._method_words(), f"s{self.cfg.seed}", self.config_id])
+
+    @property
+    def row_file(self) -> Path:
+        """There once the run is finished."""
+        return self.folder / self.run_name / ROW_FILE
 
     @property
     def _decomposed_id(self) -> str:

@@ -17,7 +17,7 @@ from jointsvd.models import build_model
 from jointsvd.module import device_of, num_processes, resolve_precision
 from jointsvd.plan import Plan
 from jointsvd.report import report
-from jointsvd.results import ROW_FILE, processor_name
+from jointsvd.results import processor_name
 from jointsvd.settings import Settings, read_data
 from jointsvd.surgery import build_structure
 
@@ -30,10 +30,13 @@ class SweepCallback(Callback):
             raise SystemExit("a sweep runs its jobs on one device each: leave trainer.devices at 1, or run one job")
         try:
             jobs = check_jobs(config)
-            self.folders = list(dict.fromkeys(job.folder for job in jobs))
-            announce_hours(jobs)
         except (ValueError, FileNotFoundError) as error:
             raise SystemExit(f"nothing was run: {error}") from error
+        self.folders = list(dict.fromkeys(job.folder for job in jobs))
+        if all(job.row_file.exists() for job in jobs):
+            self.on_multirun_end(config)
+            raise SystemExit(0)  # Hydra would start every job to find it finished
+        announce_hours(jobs)
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         try:
@@ -61,7 +64,7 @@ def check_jobs(config: DictConfig) -> list[Settings]:
 
 def announce_hours(jobs: Iterable[Settings]) -> None:
     """Print how long the unfinished jobs will take, if that is over an hour, from a few training steps."""
-    todo = {job.run_name: job for job in jobs if not (job.folder / job.run_name / ROW_FILE).exists()}
+    todo = {job.run_name: job for job in jobs if not job.row_file.exists()}
     dense = {job.dense_id: job for job in todo.values() if job.trains_dense()}
     phases = [(job, job.finetune, job.plan) for job in todo.values()]
     phases += [(job, job.baseline, Plan()) for job in dense.values()]

@@ -16,7 +16,7 @@ from jointsvd.cost import compression_factor, num_flops, num_parameters
 from jointsvd.files import read_metadata
 from jointsvd.module import device_of, resolve_precision
 from jointsvd.report import report
-from jointsvd.results import ROW_FILE, Row, collect, environment
+from jointsvd.results import Row, collect, environment
 from jointsvd.settings import CONF, Settings, read_data
 from jointsvd.stages import (
     command,
@@ -50,7 +50,7 @@ def run(settings: Settings) -> None:
     """Make the row of `settings`, unless it is there already."""
     folder = settings.folder / settings.run_name
     with locked(folder):
-        if (folder / ROW_FILE).exists():
+        if settings.row_file.exists():
             print(f"{folder} is finished")
             return
         try:
