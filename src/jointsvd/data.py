@@ -6,6 +6,7 @@ tensor operations on the training device. Which images a rank sees, and how thos
 """
 
 import hashlib
+from abc import abstractmethod
 from collections.abc import Iterable, Sequence, Sized
 from functools import cached_property
 from typing import Any, ClassVar, cast
@@ -57,9 +58,6 @@ class ImageData(pl.LightningDataModule):
             for part in dataset.fingerprint():  # type: ignore[attr-defined]
                 digest.update(part)
         return digest.hexdigest()
-
-    def setup(self, stage: str | None = None) -> None:
-        raise NotImplementedError
 
     def train_dataloader(self) -> DataLoader:
         rank, world_size = _rank()
@@ -125,9 +123,9 @@ class InMemoryData(ImageData):
         super().__init__()
         self.image_size = image_size
 
+    @abstractmethod
     def load(self) -> tuple[Split, Split]:
         """(train, test). Raises FileNotFoundError, saying how to get them, if they are not there."""
-        raise NotImplementedError
 
     def setup(self, stage: str | None = None) -> None:
         if hasattr(self, "train_set"):

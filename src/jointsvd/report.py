@@ -1,5 +1,6 @@
 """Tables and pictures from result rows, beside what the paper prints; the same rows to W&B."""
 
+import textwrap
 from collections.abc import Mapping
 from io import BytesIO
 from pathlib import Path
@@ -139,11 +140,12 @@ def picture(summary: pd.DataFrame, note: str) -> Figure:
         axes.axhline(row["top1_mean"], linestyle="--", color="black", linewidth=1, label="dense (control)")
     model, data = (" / ".join(summary[name].unique()) for name in ("model", "data"))
     axes.set(title=f"{model} on {data}", xlabel="compression factor (all parameters)")
-    axes.set_ylabel("top-1 accuracy, %, mean ± std over seeds")
+    untrained = (summary["schedule"] == "no training").all()
+    axes.set_ylabel("raw top-1 accuracy, %" if untrained else "top-1 accuracy, %, mean ± std over seeds")
     axes.grid(alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False, ncols=2, fontsize="small")
-    figure.supxlabel(note, fontsize=6, wrap=True)
+    figure.legend(loc="outside upper center", frameon=False, ncols=4, fontsize="small")
+    figure.supxlabel(textwrap.fill(note, 150), fontsize=6)
     return figure
 
 

@@ -165,7 +165,7 @@ def read_data(cfg: DictConfig) -> ImageData:
 @cache
 def _read_data(text: str) -> ImageData:
     data = cast(ImageData, instantiate(OmegaConf.create(text)))
-    data.setup()
+    data.setup("fit")
     return data
 
 
