@@ -6,6 +6,7 @@ Prints seconds, their ratio, and the worst excess of a group's squared error ove
 """
 
 import argparse
+import sys
 import time
 
 import torch
@@ -15,7 +16,7 @@ from jointsvd import bijsvd, ljsvd, plan_compression, rjsvd
 from jointsvd.decompose import NUM_ITERATIONS
 from jointsvd.layers import unfold
 from jointsvd.models import build_model
-from jointsvd.results import processor_name
+from jointsvd.results import heading
 from jointsvd.rules import METHODS
 
 
@@ -66,7 +67,8 @@ def main():
     torch.manual_seed(0)
     model = build_model("resnet34", num_classes=10)
     modules = dict(model.named_modules())
-    print(f"ResNet-34, rank_rate {arguments.rank_rate}, {processor_name(torch.device('cpu'))}")
+    print(heading(f"python {' '.join(sys.argv)}", seed=0))
+    print(f"ResNet-34, random weights, rank_rate {arguments.rank_rate}")
     torch.linalg.eigh(torch.eye(64, dtype=torch.float64))  # loads the libraries
     for method in METHODS:
         plan = plan_compression(model, method, rank_rate=arguments.rank_rate)

@@ -5,6 +5,7 @@ The two run in turn; prints images a second of each and the ratio of the medians
 """
 
 import argparse
+import sys
 import time
 from contextlib import nullcontext
 from statistics import median
@@ -18,7 +19,7 @@ from jointsvd import build_structure, plan_compression
 from jointsvd.datasets import Digits
 from jointsvd.models import build_model
 from jointsvd.module import Classifier, Schedule, resolve_precision
-from jointsvd.results import processor_name
+from jointsvd.results import heading
 from jointsvd.stages import quieten_lightning
 
 BATCH_SIZE = 64
@@ -83,7 +84,9 @@ def main():
     arguments = parser.parse_args()
     quieten_lightning()
     precision = resolve_precision({"precision": "auto", "accelerator": "cpu"})
-    print(f"{arguments.model}, digits 16 x 16, {precision}, {processor_name(torch.device('cpu'))}")
+    torch.manual_seed(0)
+    print(heading(f"python {' '.join(sys.argv)}", seed=0))
+    print(f"{arguments.model}, digits 16 x 16, batch {BATCH_SIZE}, {precision}")
     dense = build_model(arguments.model, num_classes=10, in_channels=1)
     networks = {"dense": dense, "ljsvd": build_structure(dense, plan_compression(dense, "ljsvd", rank_rate=0.04))}
     for name, network in networks.items():

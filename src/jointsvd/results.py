@@ -119,6 +119,12 @@ def environment(device: torch.device) -> dict[str, Any]:
     }
 
 
+def heading(command: str, seed: int) -> str:
+    """The first lines of a measurement that is kept as text: what was run, and where."""
+    facts = {"command": command, "seed": seed, **environment(torch.device("cpu"))}
+    return "\n".join(f"# {name}: {value}" for name, value in facts.items())
+
+
 def processor_name(device: torch.device) -> str:
     """Model of the GPU, or of the CPU with the number of threads; in a DDP run, how many processes use one each."""
     processes = torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
