@@ -8,7 +8,7 @@ import torch
 from timm.layers import StdConv2d
 from torch import nn
 
-from jointsvd import Group, Plan, build_structure, compress_model, find_groups, num_flops, num_parameters
+from jointsvd import Group, Plan, TuckerGroup, build_structure, compress_model, find_groups, num_flops, num_parameters
 from jointsvd.layers import fold_u, fold_v, unfold
 from jointsvd.models import build_model
 from jointsvd.rules import METHODS, plan_compression
@@ -27,6 +27,7 @@ class Blocks(nn.Module):
         return x
 
 
+MATRIX_METHODS = [method for method in METHODS if method not in ("tucker2", "nc_ctd")]
 NAMES = tuple(f"layer2.{i}.conv1" for i in range(3))
 
 
@@ -40,7 +41,7 @@ def test_unfold_is_the_papers_and_folds_back():
     torch.testing.assert_close(unfold(product), U @ V)
 
 
-@pytest.mark.parametrize("shared", ["left", "right", "both"])
+@pytest.mark.parametrize("shared", ["left", "right", "both", "tucker", "coupled"])
 @pytest.mark.parametrize("stride", [1, 2])
 @pytest.mark.parametrize(
     "conv",
@@ -55,8 +56,14 @@ def test_unfold_is_the_papers_and_folds_back():
 def test_full_rank_equals_the_dense_convs(conv, stride, shared):
     model = Blocks(**conv, stride=stride, bias=True).double()
     rows, cols = unfold(model.layer2[0]["conv1"].weight).shape
-    ranks = {"left": (rows, 0), "right": (0, min(3 * rows, cols)), "both": (rows, 2)}[shared]
-    compressed = compress_model(model, Plan((Group(NAMES, *ranks),)))
+    group = {
+        "left": Group(NAMES, rows, 0),
+        "right": Group(NAMES, 0, min(3 * rows, cols)),
+        "both": Group(NAMES, rows, 2),
+        "tucker": TuckerGroup(NAMES, (8, 8)),
+        "coupled": TuckerGroup(NAMES, (8, 8), (3, 2)),
+    }[shared]
+    compressed = compress_model(model, Plan((group,)))
     x = torch.randn(2, 8, 33, 35, dtype=torch.float64)
     torch.testing.assert_close(compressed(x), model(x))
 
@@ -68,7 +75,7 @@ def test_one_member_and_string_padding():
     torch.testing.assert_close(compressed(x), model(x))
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", MATRIX_METHODS)
 def test_shared_factors_are_one_parameter_and_own_ones_are_not(method):
     model = build_model("resnet34", num_classes=10)
     plan = plan_compression(model, method, rank_rate=0.1)
@@ -96,12 +103,35 @@ def test_shared_factors_are_one_parameter_and_own_ones_are_not(method):
     assert num_parameters(compressed) == expected
 
 
+@pytest.mark.parametrize("method", ["tucker2", "nc_ctd"])
+def test_tucker_layers_share_one_whole_tucker_or_nothing(method):
+    model = build_model("resnet34", num_classes=10)
+    plan = plan_compression(model, method, rank_rate=0.1)
+    compressed = build_structure(model, plan)
+    expected = num_parameters(model)
+
+    def cost(conv, ranks):
+        return conv.in_channels * ranks[0] + 9 * ranks[0] * ranks[1] + ranks[1] * conv.out_channels
+
+    for group in plan.groups:
+        convs = [model.get_submodule(name) for name in group.members]
+        expected += sum(cost(conv, group.own) - conv.weight.numel() for conv in convs)
+        expected += cost(convs[0], group.shared) if group.shared else 0
+        layers = [compressed.get_submodule(name) for name in group.members]
+        for part in ("first", "core", "last"):
+            own = {id(getattr(layer.own if group.shared else layer, part).weight) for layer in layers}
+            assert len(own) == len(layers)
+            assert not group.shared or len({id(getattr(layer.shared, part).weight) for layer in layers}) == 1
+    assert {bool(group.shared) for group in plan.groups} == ({False} if method == "tucker2" else {True, False})
+    assert num_parameters(compressed) == expected
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_what_is_not_planned_keeps_its_weights_and_the_dense_network_is_untouched(method):
     model = build_model("resnet18", num_classes=10).eval()
     before = copy.deepcopy(model.state_dict())
     plan = plan_compression(model, method, rank_rate=0.1, layers=["layer[23].*.conv*"])
-    compressed = compress_model(model, plan)
+    compressed = compress_model(model, plan, iterations=3)
     assert num_parameters(compressed) == num_parameters(build_structure(model, plan))  # filling leaves factors shared
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
     kept = compressed.state_dict()
@@ -183,6 +213,10 @@ def test_layers_can_be_chosen_by_pattern():
         ({"method": "svd", "rank_rate": 0.1, "hid": "no"}, "hid must be"),
         ({"method": "svd", "rank_rate": 0.001}, r"rank 0 for layer2.0.conv1; take rank_rate >= 0.00782,"),
         ({"method": "svd", "rank_rate": 1.0}, r"no fewer than the 73,728 of the dense"),
+        ({"method": "tucker2", "rank_rate": 0.001}, "leaves rank 0"),
+        ({"method": "tucker2", "rank_rate": 3}, "no saving"),
+        ({"method": "nc_ctd", "rank_rate": 0.1, "own_per_shared": 0}, "own_per_shared must be"),
+        ({"method": "tucker2", "rank_rate": 0.1, "layers": ["*downsample.0"]}, "wider than 1x1"),
         ({"method": "ljsvd", "rank_rate": 1.5, "hid": "dense"}, r"take rank_rate < 1.5,"),
     ],
 )
@@ -191,7 +225,7 @@ def test_plans_that_cannot_work_are_refused_with_the_fix(arguments, message):
         plan_compression(build_model("resnet18", num_classes=10), **arguments)
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", MATRIX_METHODS)
 def test_the_rank_rates_named_in_the_messages_work(method):
     model = build_model("resnet34", num_classes=10)
     with pytest.raises(ValueError, match="rank_rate >= ") as caught:
@@ -213,6 +247,10 @@ def test_the_rank_rates_named_in_the_messages_work(method):
         lambda: Group(("a", "b")),
         lambda: Group(("a",), left_rank=1),
         lambda: Group(("a", "b"), left_rank=-1, right_rank=2),
+        lambda: TuckerGroup(("a",), (1, 0)),
+        lambda: TuckerGroup(("a", "b"), (1, 1), (1,)),
+        lambda: TuckerGroup(("a",), (1, 1), (1, 1)),
+        lambda: TuckerGroup(("a", "a"), (1, 1)),
         lambda: Plan((Group(("a", "b"), 1), Group(("b", "c"), 1))),
         lambda: Plan.from_json("{}"),
         lambda: Plan.from_json("not json"),
@@ -225,9 +263,10 @@ def test_bad_groups_and_plans_are_refused(bad):
         bad()
 
 
-def test_plan_survives_json():
+@pytest.mark.parametrize("method", ["bijsvd", "tucker2", "nc_ctd"])
+def test_plan_survives_json(method):
     model = build_model("resnet34", num_classes=10)
-    plan = plan_compression(model, "bijsvd", rank_rate=0.04, left_share=0.3)
+    plan = plan_compression(model, method, rank_rate=0.04, left_share=0.3)
     assert Plan.from_json(plan.to_json()) == plan
 
 

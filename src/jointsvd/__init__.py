@@ -3,18 +3,22 @@
 from jointsvd.cost import compression_factor, num_flops, num_parameters
 from jointsvd.decompose import bijsvd, ljsvd, rjsvd, truncated_svd
 from jointsvd.files import load_compressed, save_compressed
-from jointsvd.plan import Group, Plan
-from jointsvd.rules import find_groups, plan_compression
+from jointsvd.groups import find_groups
+from jointsvd.plan import Group, Plan, TuckerGroup
+from jointsvd.rules import plan_compression
 from jointsvd.surgery import build_structure, compress_model
+from jointsvd.tucker import coupled_tucker2, tucker2
 
 __version__ = "0.1.0"
 __all__ = [
     "Group",
     "Plan",
+    "TuckerGroup",
     "bijsvd",
     "build_structure",
     "compress_model",
     "compression_factor",
+    "coupled_tucker2",
     "find_groups",
     "ljsvd",
     "load_compressed",
@@ -24,4 +28,5 @@ __all__ = [
     "rjsvd",
     "save_compressed",
     "truncated_svd",
+    "tucker2",
 ]

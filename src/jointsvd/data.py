@@ -15,7 +15,7 @@ import pytorch_lightning as pl
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, Subset
 from torch.utils.data.distributed import DistributedSampler
 from torchvision.transforms import v2
 
@@ -25,7 +25,8 @@ Split = tuple[Tensor, Tensor]  # uint8 images (N, C, H, W), int64 labels (N)
 class ImageData(pl.LightningDataModule):
     """Loaders over `train_set` and `test_set`, which subclasses make in `setup`.
 
-    batch_size is global: each of R processes takes batch_size / R images a step. train.py sets it, and the seed.
+    batch_size is global: each of R processes takes batch_size / R images a step. num_images trains on that many images
+    drawn once for all (None: all of them). stages.py sets them and the seed.
     """
 
     train_set: Dataset
@@ -34,6 +35,7 @@ class ImageData(pl.LightningDataModule):
     in_channels: int = 3
     image_size: int
     batch_size: int = 128
+    num_images: int | None = None
     seed: int = 0
     num_workers: int = 0
 
@@ -61,12 +63,16 @@ class ImageData(pl.LightningDataModule):
 
     def train_dataloader(self) -> DataLoader:
         rank, world_size = _rank()
+        chosen = self.train_set
+        if self.num_images is not None:
+            order = torch.randperm(self.num_train, generator=torch.Generator().manual_seed(0))
+            chosen = Subset(self.train_set, order[: self.num_images].tolist())
         sampler: DistributedSampler = DistributedSampler(
-            self.train_set, world_size, rank, shuffle=True, seed=self.seed, drop_last=True
+            chosen, world_size, rank, shuffle=True, seed=self.seed, drop_last=True
         )  # shuffles by (seed, epoch); Lightning tells it the epoch
         if self.batch_size % world_size:
             raise ValueError(f"batch_size {self.batch_size} is global; it must be a multiple of {world_size} processes")
-        return self._loader(self.train_set, self.batch_size // world_size, sampler, drop_last=True)
+        return self._loader(chosen, self.batch_size // world_size, sampler, drop_last=True)
 
     def val_dataloader(self) -> DataLoader:
         """The test set: the paper has no other, and reports the best test accuracy of all epochs beside the last."""
@@ -75,7 +81,7 @@ class ImageData(pl.LightningDataModule):
         return self._loader(self.test_set, 256, range(rank, self.num_test, world_size))
 
     def _loader(self, dataset: Dataset, batch_size: int, sampler: Any, drop_last: bool = False) -> DataLoader:
-        options: dict[str, Any] = {"collate_fn": _as_is} if isinstance(dataset, TensorImages) else {}
+        options: dict[str, Any] = {"collate_fn": _as_is} if isinstance(self.train_set, TensorImages) else {}
         return DataLoader(
             dataset,
             batch_size=batch_size,

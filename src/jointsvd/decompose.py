@@ -35,10 +35,10 @@ def rjsvd(Ws: Sequence[Tensor], rank: int) -> tuple[list[Tensor], Tensor]:
     stack = torch.cat(_checked(Ws, shared_dim=1, name="rjsvd"))
     _check_rank(rank, min(stack.shape), "rank")
     if len(stack) < stack.shape[1]:  # the smaller Gram matrix gives the same subspace
-        left = _leading_eigenvectors(stack @ stack.T, rank)
+        left = leading_eigenvectors(stack @ stack.T, rank)
         right = torch.linalg.qr(stack.T @ left).Q
     else:
-        right = _leading_eigenvectors(stack.T @ stack, rank)
+        right = leading_eigenvectors(stack.T @ stack, rank)
     Us = (stack @ right).split([len(W) for W in Ws])
     return [_like(U, Ws[0]) for U in Us], _like(right.T, Ws[0])
 
@@ -117,19 +117,19 @@ def _fit_shared(
     Y_flat = Y.flatten(0, 1)
     if start is None or rank * _KRYLOV_BLOCKS > len(gram):
         update = A @ Y_flat
-        B = _leading_eigenvectors(gram - update - update.T, rank)
+        B = leading_eigenvectors(gram - update - update.T, rank)
     else:
-        B = _improved_subspace(lambda X: gram @ X - A @ (Y_flat @ X) - Y_flat.T @ (A.T @ X), start)
+        B = improved_subspace(lambda X: gram @ X - A @ (Y_flat @ X) - Y_flat.T @ (A.T @ X), start)
     WB = W @ B
     return B, WB - Q @ (Y @ B), WB
 
 
-def _leading_eigenvectors(S: Tensor, rank: int) -> Tensor:
+def leading_eigenvectors(S: Tensor, rank: int) -> Tensor:
     """Orthonormal basis (n, rank) of the leading invariant subspace of the symmetric S (n, n), leading vector first."""
     return torch.linalg.eigh(S).eigenvectors[:, len(S) - rank :].flip(1)
 
 
-def _improved_subspace(multiply: Callable[[Tensor], Tensor], start: Tensor) -> Tensor:
+def improved_subspace(multiply: Callable[[Tensor], Tensor], start: Tensor) -> Tensor:
     """Rayleigh-Ritz for the leading subspace on the block Krylov space of `start` (n, rank), orthonormal.
 
     multiply: X -> S X for a symmetric positive semidefinite S. The trace that the result captures is never below that
@@ -139,7 +139,7 @@ def _improved_subspace(multiply: Callable[[Tensor], Tensor], start: Tensor) -> T
     for _ in range(_KRYLOV_BLOCKS - 1):
         blocks.append(torch.linalg.qr(multiply(blocks[-1])).Q)
     basis = torch.linalg.qr(torch.cat(blocks, dim=1)).Q
-    return basis @ _leading_eigenvectors(basis.T @ multiply(basis), start.shape[1])
+    return basis @ leading_eigenvectors(basis.T @ multiply(basis), start.shape[1])
 
 
 def _gram(W: Tensor) -> Tensor:

@@ -4,7 +4,12 @@ A conv weight (O, I, F1, F2) unfolds to the paper's matrix W of (F1*I) x (F2*O):
 ``f2 * O + o``. ``W = U V`` is then a vertical conv F1 x 1 (I -> rank) followed by a horizontal conv 1 x F2 (rank -> O).
 """
 
+from collections import OrderedDict
+from typing import Any
+
 from torch import Tensor, nn
+
+from jointsvd.plan import AnyGroup, TuckerGroup
 
 
 def unfold(weight: Tensor) -> Tensor:
@@ -41,6 +46,10 @@ class FactorizedConv2d(nn.Module):
         self.u = _half(conv, 0, conv.in_channels, rank, bias=False)
         self.v = _half(conv, 1, rank, conv.out_channels, bias=bias)
 
+    @property
+    def ranks(self) -> tuple[int, ...]:
+        return (self.u.weight.shape[0],)
+
     def forward(self, x: Tensor) -> Tensor:
         return self.v(self.u(x))
 
@@ -53,31 +62,86 @@ class TwoBranchConv2d(nn.Module):
         self.right = FactorizedConv2d(conv, right_rank, bias=conv.bias is not None)
         self.left = FactorizedConv2d(conv, left_rank, bias=False)
 
+    @property
+    def ranks(self) -> tuple[int, ...]:
+        return self.left.ranks + self.right.ranks
+
     def forward(self, x: Tensor) -> Tensor:
         return self.right(x) + self.left(x)
 
 
-FactorLayer = FactorizedConv2d | TwoBranchConv2d
+class TuckerConv2d(nn.Sequential):
+    """``last(core(first(x)))``, a Tucker-2 conv: 1x1 I -> r_i; F1 x F2 r_i -> r_o with the geometry of the conv it
+    stands for; 1x1 r_o -> O with its bias."""
+
+    first: nn.Conv2d
+    core: nn.Conv2d
+    last: nn.Conv2d
+
+    def __init__(self, conv: nn.Conv2d, ranks: tuple[int, int], *, bias: bool):
+        in_rank, out_rank = ranks
+        where: dict[str, Any] = {"device": conv.weight.device, "dtype": conv.weight.dtype}
+        names = ("kernel_size", "stride", "padding", "dilation", "padding_mode")
+        geometry: dict[str, Any] = {name: getattr(conv, name) for name in names}
+        first = nn.Conv2d(conv.in_channels, in_rank, 1, bias=False, **where)
+        core = nn.Conv2d(in_rank, out_rank, bias=False, **geometry, **where)
+        last = nn.Conv2d(out_rank, conv.out_channels, 1, bias=bias, **where)
+        super().__init__(OrderedDict(first=first, core=core, last=last))
+
+    @property
+    def ranks(self) -> tuple[int, ...]:
+        return self.first.weight.shape[0], self.last.weight.shape[1]
 
 
-def factor_layer(conv: nn.Conv2d, left_rank: int, right_rank: int) -> FactorLayer:
-    """The factor layer that stands for `conv`: random factors, the trained bias of `conv`, its device and dtype.
+class CoupledTuckerConv2d(nn.Module):
+    """``own(x) + shared(x)``, two Tucker-2 convs (NC_CTD); the group shares all of the second, own has the bias."""
+
+    def __init__(self, conv: nn.Conv2d, own_ranks: tuple[int, int], shared_ranks: tuple[int, int]):
+        super().__init__()
+        self.own = TuckerConv2d(conv, own_ranks, bias=conv.bias is not None)
+        self.shared = TuckerConv2d(conv, shared_ranks, bias=False)
+
+    @property
+    def ranks(self) -> tuple[int, ...]:
+        return self.own.ranks + self.shared.ranks
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.own(x) + self.shared(x)
+
+
+FactorLayer = FactorizedConv2d | TwoBranchConv2d | TuckerConv2d | CoupledTuckerConv2d
+
+
+def factor_layer(conv: nn.Conv2d, group: AnyGroup) -> FactorLayer:
+    """The factor layer that stands for the member `conv` of `group`: random factors, the trained bias of `conv`, its
+    device and dtype; nothing is shared yet.
 
     Raises ValueError for a grouped conv, which is not one matrix.
     """
     if conv.groups != 1:
         raise ValueError(f"a conv with groups={conv.groups} is not one matrix; leave it out of the plan")
-    layer: FactorLayer
-    if left_rank and right_rank:
-        layer = TwoBranchConv2d(conv, left_rank, right_rank)
-    else:
-        layer = FactorizedConv2d(conv, left_rank or right_rank, bias=conv.bias is not None)
+    layer, last = _unfilled(conv, group)
     if conv.bias is not None:
-        last = layer.right.v if isinstance(layer, TwoBranchConv2d) else layer.v
         last.bias = nn.Parameter(conv.bias.detach().clone())
     for parameter in layer.parameters():
         parameter.requires_grad_(conv.weight.requires_grad)
     return layer.train(conv.training)
+
+
+def _unfilled(conv: nn.Conv2d, group: AnyGroup) -> tuple[FactorLayer, nn.Conv2d]:
+    """The layer, and the conv in it that has the bias."""
+    bias = conv.bias is not None
+    if isinstance(group, TuckerGroup):
+        if group.shared is None:
+            tucker = TuckerConv2d(conv, group.own, bias=bias)
+            return tucker, tucker.last
+        coupled = CoupledTuckerConv2d(conv, group.own, group.shared)
+        return coupled, coupled.own.last
+    if group.left_rank and group.right_rank:
+        two = TwoBranchConv2d(conv, group.left_rank, group.right_rank)
+        return two, two.right.v
+    pair = FactorizedConv2d(conv, group.left_rank or group.right_rank, bias=bias)
+    return pair, pair.v
 
 
 def _half(conv: nn.Conv2d, axis: int, in_channels: int, out_channels: int, *, bias: bool) -> nn.Conv2d:

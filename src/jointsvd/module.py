@@ -29,7 +29,9 @@ class Schedule:
     With one_cycle the learning rate rises linearly over the first fifth of all steps and falls to zero as a cosine,
     `lr` being its peak. Without, it is `lr`, divided by 10 after each of the `milestones` (epochs), but warmup_lrs[e]
     in the first epochs e. init_std: standard deviation of the truncated normal that weights start from; null keeps the
-    network's own initialisation. Raises ValueError for values out of range.
+    network's own initialisation. image_sizes: [[6, 16], [10, 20]] trains on images 16 pixels wide up to epoch 6, 20 up
+    to epoch 10, and whole ones from there. num_images: train on that many images, the same ones always (all: null).
+    test_every: epochs between two tests. Raises ValueError for values out of range.
     """
 
     epochs: int
@@ -42,12 +44,17 @@ class Schedule:
     milestones: Sequence[int]
     warmup_lrs: Sequence[float]
     init_std: float | None
+    image_sizes: Sequence[Sequence[int]] = ()
+    num_images: int | None = None
+    test_every: int = 1
 
     def __post_init__(self) -> None:
         if self.epochs < 0 or self.batch_size < 1 or self.lr <= 0 or self.momentum < 0 or self.weight_decay < 0:
             raise ValueError(f"a recipe needs epochs >= 0, batch_size >= 1, lr > 0 and no negative values: {self}")
         if self.one_cycle and (self.milestones or self.warmup_lrs):
             raise ValueError("a recipe is one_cycle, or has milestones and warmup_lrs; not both")
+        if self.test_every < 1 or (self.num_images is not None and self.num_images < self.batch_size):
+            raise ValueError(f"a recipe needs test_every >= 1 and num_images of one batch or more: {self}")
 
     def factor(self, epoch: float) -> float:
         """Learning rate at a (fractional) epoch, as a multiple of `lr`."""
@@ -60,17 +67,23 @@ class Schedule:
             return self.warmup_lrs[int(epoch)] / self.lr
         return 0.1 ** sum(epoch >= milestone for milestone in self.milestones)
 
+    def image_size(self, epoch: int) -> int | None:
+        """Width in pixels of training images in an epoch; None: as they are."""
+        return next((pixels for until, pixels in self.image_sizes if epoch < until), None)
+
     def __str__(self) -> str:
         if not self.epochs:
             return "no training"
         epochs = f"{self.epochs} epoch{'s' * (self.epochs != 1)}"
         momentum = f"{'Nesterov ' * self.nesterov}momentum {self.momentum:g}"
+        epochs += f" of {self.num_images:,} images" if self.num_images else ""
         parts = [epochs, f"batch {self.batch_size}", f"SGD lr {self.lr:g}", momentum]
         parts += [f"weight decay {self.weight_decay:g}"]
         parts += ["one cycle"] if self.one_cycle else []
         parts += [f"/ 10 after {', '.join(map(str, self.milestones))}"] if self.milestones else []
         parts += [f"warm-up {', '.join(f'{lr:g}' for lr in self.warmup_lrs)}"] if self.warmup_lrs else []
         parts += [f"truncated normal start {self.init_std:g}"] if self.init_std else []
+        parts += [f"{pixels} pixels up to epoch {until}" for until, pixels in self.image_sizes]
         return ", ".join(parts)
 
 
@@ -78,7 +91,8 @@ class Classifier(pl.LightningModule):
     """A network, trained with cross-entropy by `schedule`; top-1 and top-5 on the test set after every epoch.
 
     header: strings kept in checkpoints, that say which network the weights are of.
-    best_top1: the highest top-1 (percent) after any epoch so far; it survives a resumed run.
+    accuracy: on the test set after the last epoch so far, in percent; None if it was not tested after that epoch.
+    best_top1: the highest top-1 (percent) after any tested epoch so far. Both survive a resumed run.
     """
 
     def __init__(
@@ -93,6 +107,7 @@ class Classifier(pl.LightningModule):
         self.metrics = MetricCollection(
             {f"top{k}": MulticlassAccuracy(num_classes, average="micro", top_k=min(k, num_classes)) for k in (1, 5)}
         )
+        self.accuracy: dict[str, float] | None = None
         self.best_top1 = 0.0
 
     def forward(self, images: Tensor) -> Tensor:
@@ -101,8 +116,13 @@ class Classifier(pl.LightningModule):
     def on_fit_start(self) -> None:
         self.network.to(memory_format=torch.channels_last)
 
+    def on_train_epoch_start(self) -> None:
+        self.accuracy = None
+
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         images, labels = batch
+        if self.schedule and (size := self.schedule.image_size(self.current_epoch)):
+            images = F.interpolate(images, (size, size), mode="bilinear", antialias=True)
         loss = F.cross_entropy(self(images), labels)
         self.log("train/loss", loss, on_step=False, on_epoch=True, prog_bar=True)
         return loss
@@ -116,13 +136,14 @@ class Classifier(pl.LightningModule):
         self.metrics.reset()
         self.log_dict({f"test/{name}": value for name, value in values.items()}, prog_bar=True)
         if self.trainer.state.fn == "fit":
-            self.best_top1 = max(self.best_top1, float(values["top1"]))
+            self.accuracy = {name: float(value) for name, value in values.items()}
+            self.best_top1 = max(self.best_top1, self.accuracy["top1"])
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint["best_top1"], checkpoint["header"] = self.best_top1, self.header
+        checkpoint |= {"accuracy": self.accuracy, "best_top1": self.best_top1, "header": self.header}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        self.best_top1 = checkpoint["best_top1"]
+        self.accuracy, self.best_top1 = checkpoint["accuracy"], checkpoint["best_top1"]
 
     def configure_optimizers(self) -> Any:
         schedule = self.schedule

@@ -1,4 +1,4 @@
-"""Which layers are decomposed together and at which ranks: `Group`, and `Plan`, whose JSON travels with the weights."""
+"""Which layers are decomposed together and at which ranks: groups, and `Plan`, whose JSON travels with the weights."""
 
 import json
 from collections.abc import Mapping
@@ -20,11 +20,7 @@ class Group:
     kind: ClassVar[str] = "matrix"
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "members", tuple(self.members))
-        if not self.members or not all(isinstance(name, str) and name for name in self.members):
-            raise ValueError(f"a group needs members, as module names; got {self.members!r}")
-        if len(set(self.members)) < len(self.members):
-            raise ValueError(f"a group names a member twice: {self.members}")
+        _check_members(self)
         ranks = (self.left_rank, self.right_rank)
         if not all(isinstance(rank, int) and rank >= 0 for rank in ranks) or ranks == (0, 0):
             raise ValueError(
@@ -35,13 +31,50 @@ class Group:
 
 
 @dataclass(frozen=True)
+class TuckerGroup:
+    """Layers decomposed by Tucker-2 with ranks (r_i, r_o): each on its own (shared: None), or NC_CTD, ``W_n ~ own_n +
+    shared`` with two such parts. Raises ValueError as `Group` does.
+    """
+
+    members: tuple[str, ...]
+    own: tuple[int, int]
+    shared: tuple[int, int] | None = None
+    kind: ClassVar[str] = "tucker"
+
+    def __post_init__(self) -> None:
+        _check_members(self)
+        for name in ("own", "shared"):
+            ranks = getattr(self, name)
+            if ranks is None and name == "shared":
+                continue
+            if len(ranks) != 2 or not all(isinstance(rank, int) and rank > 0 for rank in ranks):
+                raise ValueError(
+                    f"group {self.members}: {name} ranks must be two positive whole numbers, got {ranks!r}"
+                )
+            object.__setattr__(self, name, tuple(ranks))
+        if len(self.members) == 1 and self.shared:
+            raise ValueError(f"group {self.members}: one member alone has nothing to share; give own ranks only")
+
+
+AnyGroup = Group | TuckerGroup
+
+
+def _check_members(group: AnyGroup) -> None:
+    object.__setattr__(group, "members", tuple(group.members))
+    if not group.members or not all(isinstance(name, str) and name for name in group.members):
+        raise ValueError(f"a group needs members, as module names; got {group.members!r}")
+    if len(set(group.members)) < len(group.members):
+        raise ValueError(f"a group names a member twice: {group.members}")
+
+
+@dataclass(frozen=True)
 class Plan:
     """Groups and how they came about. `to_json` travels with the weights; loading rebuilds the structure from it.
 
     settings: what made the plan (method, rank_rate, ...), for people and tables; nothing is computed from it.
     """
 
-    groups: tuple[Group, ...] = ()
+    groups: tuple[AnyGroup, ...] = ()
     settings: Mapping[str, Any] = field(default_factory=dict)
     VERSION: ClassVar[int] = 1
     KIND: ClassVar[str] = "jointsvd-plan"
@@ -70,9 +103,9 @@ class Plan:
             raise ValueError(f"not a {cls.KIND} of version {cls.VERSION}: {error}") from error
 
 
-def _group_from_dict(data: Mapping[str, Any]) -> Group:
+def _group_from_dict(data: Mapping[str, Any]) -> AnyGroup:
     values = dict(data)
-    kinds = {Group.kind: Group}
+    kinds: dict[str, type[AnyGroup]] = {Group.kind: Group, TuckerGroup.kind: TuckerGroup}
     kind = values.pop("kind")
     if kind not in kinds:
         raise ValueError(f"unknown kind of group {kind!r}; known: {sorted(kinds)}")

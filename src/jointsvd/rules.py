@@ -1,53 +1,19 @@
-"""The paper's rules: which convs form a group, and which ranks a method gives it for one rank_rate."""
+"""The paper's rules: which ranks a method gives each group for one rank_rate."""
 
-import fnmatch
-import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from math import ceil, floor, log10, prod
+from math import ceil, floor, log10, prod, sqrt
 from typing import Any, Literal
 
 from torch import nn
 
+from jointsvd.groups import find_groups
 from jointsvd.layers import unfolded_shape
-from jointsvd.plan import Group, Plan
+from jointsvd.plan import Group, Plan, TuckerGroup
 
-METHODS = ("svd", "rjsvd1", "rjsvd2", "ljsvd", "bijsvd")
-_FIRST_STAGE = {"block": 2, "plain": 3}  # conv3_x of ResNets; VGG's first two stages stay dense as conv2_x does
-Method = Literal["svd", "rjsvd1", "rjsvd2", "ljsvd", "bijsvd"]
-
-
-def find_groups(
-    model: nn.Module,
-    *,
-    hid: Literal["alone", "joint", "dense"] = "alone",
-    layers: Sequence[str] | None = None,
-) -> list[tuple[str, ...]]:
-    """Names of the convs to decompose, those decomposed jointly in one tuple, in the order of the network.
-
-    ResNets (timm's and torchvision's names): convs of equal shape at one place of the blocks of a stage, from layer2
-    (the paper's conv3_x) on; stem, layer1 and shortcuts stay dense. VGGs: convs of equal shape between two poolings,
-    from the third stage on. The HID layer (first conv of a stage, half input depth) stands alone, joins the group that
-    it precedes, or stays dense.
-
-    layers: shell patterns (``layer3.*.conv2``) that choose the convs instead of the rule above.
-    Raises ValueError if nothing is found, or a pattern matches no conv.
-    """
-    convs = {name: module for name, module in model.named_modules() if _is_factorable(module)}
-    places = _places(model, convs)
-    if layers is None:
-        chosen = [name for name in convs if name in places and places[name][0] >= _FIRST_STAGE[places[name][1]]]
-    else:
-        chosen = _matching(convs, layers)
-    if not chosen:
-        raise ValueError(
-            "found no stages of repeated blocks (layer1, layer2, ... as in ResNets, or `features` with poolings as in "
-            "VGGs); name the convs with layers=[...] patterns, or make a Plan of Groups by hand"
-        )
-    rows: dict[tuple[Any, ...], list[str]] = {}
-    for name in chosen:
-        rows.setdefault(places.get(name, (name,)), []).append(name)
-    return [group for names in rows.values() for group in _split(names, convs, hid)]
+METHODS = ("svd", "tucker2", "nc_ctd", "rjsvd1", "rjsvd2", "ljsvd", "bijsvd")
+Method = Literal["svd", "tucker2", "nc_ctd", "rjsvd1", "rjsvd2", "ljsvd", "bijsvd"]
+Members = tuple[str, ...]
 
 
 def plan_compression(
@@ -56,17 +22,21 @@ def plan_compression(
     *,
     rank_rate: float,
     left_share: float = 0.5,
+    own_per_shared: float = 1.0,
     hid: Literal["decompose", "dense"] = "decompose",
     layers: Sequence[str] | None = None,
+    first_stage: int | None = None,
 ) -> Plan:
-    """The paper's plan for `model`: every group gets the ranks that give it the parameters SVD has at `rank_rate`.
+    """The paper's plan for `model`: every method spends the parameters that SVD has at `rank_rate`; the matrix methods
+    group by group, the Tucker methods over the whole network.
 
     SVD takes rank ``floor(rank_rate * base)`` for each layer, base = O for a conv wider than 1x1 and min(I, O) for a
     1x1. `left_share` is p of Bi-JSVD, the share of the rank that is left; p = 0 is RJSVD-2 and p = 1 is LJSVD.
-    `hid` = "dense" leaves the HID layers as they are (figure 5). `layers` as in `find_groups`.
+    `own_per_shared` is n of NC_CTD, own ranks for one shared (the paper reports the better of 1 and 0.5).
+    `hid` = "dense" leaves the HID layers as they are (figure 5). `layers` and `first_stage` as in `find_groups`.
 
-    Raises ValueError for unknown methods and values out of range, for a group whose ranks are all 0, and for one whose
-    factors would hold no fewer parameters than its dense members.
+    Raises ValueError for unknown methods and values out of range, for a group whose ranks are all 0, for one whose
+    factors would hold no fewer parameters than its dense members, and for 1x1 convs under a Tucker method.
     """
     if method not in METHODS:
         raise ValueError(f"unknown method {method!r}; one of {', '.join(METHODS)}")
@@ -74,23 +44,79 @@ def plan_compression(
         raise ValueError(f"rank_rate must be a positive number, got {rank_rate}")
     if not 0 <= left_share <= 1:
         raise ValueError(f"left_share must be between 0 and 1, got {left_share}")
+    if not 0 < own_per_shared < float("inf"):
+        raise ValueError(f"own_per_shared must be a positive number, got {own_per_shared}")
     if hid not in ("decompose", "dense"):
         raise ValueError(f"hid must be 'decompose' or 'dense', got {hid!r}")
 
-    found = find_groups(
-        model, hid="dense" if hid == "dense" else "joint" if method == "rjsvd1" else "alone", layers=layers
-    )
-    if method == "svd":
+    treatment: Literal["alone", "joint", "dense"] = "joint" if method == "rjsvd1" else "alone"
+    found = find_groups(model, hid="dense" if hid == "dense" else treatment, layers=layers, first_stage=first_stage)
+    if method in ("svd", "tucker2"):
         found = [(name,) for members in found for name in members]
-    share = {"ljsvd": 1.0, "bijsvd": left_share}.get(method, 0.0)
-    convs = dict(model.named_modules())
-    rates = {members: _Rates.of([convs[name] for name in members], share) for members in found}
-    _check_rates(rates, rank_rate)
-    groups = [Group(members, *rate.ranks(rank_rate)) for members, rate in rates.items()]
+    modules = dict(model.named_modules())
+    groups = {members: [modules[name] for name in members] for members in found}
     settings: dict[str, Any] = {"method": method, "rank_rate": rank_rate, "hid": hid}
     if method == "bijsvd":
         settings["left_share"] = left_share
-    return Plan(tuple(groups), settings)
+    if method == "nc_ctd":
+        settings["own_per_shared"] = own_per_shared
+    if method in ("tucker2", "nc_ctd"):
+        return Plan(tuple(_tucker_groups(groups, rank_rate, own_per_shared)), settings)
+    share = {"ljsvd": 1.0, "bijsvd": left_share}.get(method, 0.0)
+    rates = {members: _Rates.of(convs, share) for members, convs in groups.items()}
+    _check_rates(rates, rank_rate)
+    return Plan(tuple(Group(members, *rate.ranks(rank_rate)) for members, rate in rates.items()), settings)
+
+
+def _tucker_groups(
+    groups: Mapping[Members, Sequence[nn.Conv2d]], rank_rate: float, own_per_shared: float
+) -> list[TuckerGroup]:
+    """Ranks ``r_i = floor(t I)``, ``r_o = floor(t O)`` with one t for all layers, at which Tucker-2 of every layer
+    alone spends what SVD does. NC_CTD splits t between own and shared ranks, and rounds.
+    """
+    convs = [conv for members in groups.values() for conv in members]
+    if any(conv.kernel_size == (1, 1) for conv in convs):
+        raise ValueError("Tucker-2 is for convs wider than 1x1 (the paper has no ResNet-50 row); name them by layers=")
+    square = sum(conv.weight.numel() for conv in convs)
+    linear = sum(conv.in_channels**2 + conv.out_channels**2 for conv in convs)
+    svd = sum(floor(rank_rate * _base(conv) + 1e-9) * sum(unfolded_shape(conv)) for conv in convs)
+    t = (sqrt(linear**2 + 4 * square * svd) - linear) / (2 * square)
+
+    def ranks(conv: nn.Conv2d, rate: float, whole: Callable[[float], int]) -> tuple[int, int]:
+        return whole(rate * conv.in_channels), whole(rate * conv.out_channels)
+
+    found = []
+    for members, (conv, *others) in groups.items():
+        if others:
+            num = len(members)
+            parts = [own_per_shared * num / (own_per_shared * num + 1) * t, num / (own_per_shared * num + 1) * t]
+            own, shared = (ranks(conv, rate, round) for rate in parts)
+        else:
+            own, shared = ranks(conv, t, floor), None
+        _check_tucker(members, conv, own, shared, rank_rate)
+        found.append(TuckerGroup(members, own, shared))
+    return found
+
+
+def _check_tucker(
+    members: Members, conv: nn.Conv2d, own: tuple[int, int], shared: tuple[int, int] | None, rank_rate: float
+) -> None:
+    """Raises ValueError for a part of rank 0, one above full rank, or a group that saves nothing."""
+
+    def cost(in_rank: int, out_rank: int) -> int:
+        core = in_rank * out_rank * conv.weight[0, 0].numel()
+        return conv.in_channels * in_rank + core + out_rank * conv.out_channels
+
+    parts = [own, *([shared] if shared else [])]
+    if not all(map(all, parts)):
+        raise ValueError(f"rank_rate {rank_rate:g} leaves rank 0 for {', '.join(members)}; take a larger one")
+    factors = len(members) * cost(*own) + (cost(*shared) if shared else 0)
+    too_large = any(in_rank > conv.in_channels or out_rank > conv.out_channels for in_rank, out_rank in parts)
+    if too_large or factors >= len(members) * conv.weight.numel():
+        raise ValueError(
+            f"rank_rate {rank_rate:g} gives {', '.join(members)} {factors:,} parameters or ranks {parts}, no saving "
+            "over the dense layers; take a smaller one"
+        )
 
 
 @dataclass(frozen=True)
@@ -120,7 +146,7 @@ class _Rates:
         return floor(self.left * rank_rate + 1e-9), floor(self.right * rank_rate + 1e-9)
 
 
-def _check_rates(rates: Mapping[tuple[str, ...], _Rates], rank_rate: float) -> None:
+def _check_rates(rates: Mapping[Members, _Rates], rank_rate: float) -> None:
     """Raises ValueError if a group has no rank or saves nothing, with the rank_rate that mends it for all groups."""
     for members, rate in rates.items():
         left_rank, right_rank = rate.ranks(rank_rate)
@@ -148,50 +174,3 @@ def _three_digits(value: float, rounded: Callable[[float], int]) -> float:
 def _base(conv: nn.Conv2d) -> int:
     """What rank_rate is a rate of."""
     return min(conv.in_channels, conv.out_channels) if conv.kernel_size == (1, 1) else conv.out_channels
-
-
-def _is_factorable(module: nn.Module) -> bool:
-    return type(module) is nn.Conv2d and module.groups == 1  # a subclass may compute something else
-
-
-def _places(model: nn.Module, convs: Mapping[str, nn.Module]) -> dict[str, tuple[int, str, str]]:
-    """conv name -> (stage number, kind of network, place in the block), for the stages that the names show."""
-    places: dict[str, tuple[int, str, str]] = {}
-    for name in convs:
-        if match := re.search(r"(?:^|\.)layer(\d+)\.\d+\.(conv\d+)$", name):
-            places[name] = (int(match[1]), "block", match[2])
-    stage = 1
-    for name, module in model.named_modules():
-        if re.search(r"(?:^|\.)features\.\d+$", name):
-            stage += isinstance(module, nn.MaxPool2d)
-            if name in convs:
-                places[name] = (stage, "plain", "conv")
-    return places
-
-
-def _matching(names: Iterable[str], patterns: Sequence[str]) -> list[str]:
-    names = list(names)
-    for pattern in patterns:
-        if not fnmatch.filter(names, pattern):
-            raise ValueError(f"layers: {pattern!r} matches no ungrouped conv; the convs are {', '.join(names)}")
-    return [name for name in names if any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)]
-
-
-def _split(names: list[str], convs: Mapping[str, Any], hid: str) -> list[tuple[str, ...]]:
-    """The layers at one place of a stage as groups of equal shape, the HID layer treated as `hid` says."""
-
-    def shape(name: str) -> tuple[int, ...]:
-        return tuple(convs[name].weight.shape)
-
-    groups: dict[tuple[int, ...], list[str]] = {}
-    for name in names:
-        groups.setdefault(shape(name), []).append(name)
-    first = names[0]
-    out_channels, in_channels, *kernel = shape(first)
-    wide = (out_channels, 2 * in_channels, *kernel)
-    if wide in groups and len(groups[shape(first)]) == 1:
-        if hid == "joint":
-            groups[wide].insert(0, first)
-        if hid != "alone":
-            del groups[shape(first)]
-    return [tuple(group) for group in groups.values()]

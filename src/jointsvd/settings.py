@@ -39,12 +39,14 @@ class Settings:
         """Raises ValueError for a configuration that cannot work, saying what to change."""
         baseline, finetune = (Schedule(**plain(cfg.recipe[phase])) for phase in ("baseline", "finetune"))
         processes = num_processes(cfg.trainer)
-        for batch_size in (baseline.batch_size, finetune.batch_size):
-            if batch_size > data.num_train or batch_size % processes:
+        for schedule in (baseline, finetune):
+            if schedule.batch_size > data.num_train or schedule.batch_size % processes:
                 raise ValueError(
-                    f"recipe: batch_size {batch_size} must be a multiple of the {processes} processes and at most the "
-                    f"{data.num_train} training images"
+                    f"recipe: batch_size {schedule.batch_size} must be a multiple of the {processes} processes and at "
+                    f"most the {data.num_train} training images"
                 )
+            if (schedule.num_images or 0) > data.num_train:
+                raise ValueError(f"recipe: num_images {schedule.num_images} of only {data.num_train} training images")
         arguments = architecture(cfg.model, data)
         check_architecture(**arguments, pretrained=cfg.model.pretrained)
         dense = _dense_without_weights(data.input_size, **arguments)
@@ -76,12 +78,13 @@ class Settings:
         if self.cfg.model.checkpoint:
             values["checkpoint"] = file_sha256(self.cfg.model.checkpoint)
         else:
-            values["schedule"] = asdict(self.baseline)
+            values["schedule"] = _values(self.baseline)
         return digest(values)
 
     @property
     def dense_file(self) -> Path:
-        return self.folder / f"dense-{self.dense_id}" / NETWORK_FILE
+        """Apart from the runs: all recipes that start from the same dense network share it."""
+        return Path(self.cfg.output_dir) / "dense" / f"{self.cfg.dense_name}-{self.dense_id}" / NETWORK_FILE
 
     def trains_dense(self) -> bool:
         """Whether this run would have to train the dense network first."""
@@ -95,7 +98,7 @@ class Settings:
     @property
     def config_id(self) -> str:
         """Names what a row depends on, but for the seed."""
-        return digest({"decomposed": self._decomposed_id, "schedule": asdict(self.finetune)})
+        return digest({"decomposed": self._decomposed_id, "schedule": _values(self.finetune)})
 
     @property
     def run_name(self) -> str:
@@ -117,6 +120,11 @@ class Settings:
             return [method.name]
         share = [f"p{method.left_share:g}"] if "left_share" in method else []
         return [method.name, f"r{method.rank_rate:g}", *share]
+
+
+def _values(schedule: Schedule) -> dict[str, Any]:
+    """What training depends on, without what is off: an option that is added later keeps old names."""
+    return {key: value for key, value in asdict(schedule).items() if value and key != "test_every"}
 
 
 def architecture(model: DictConfig, data: ImageData) -> dict[str, Any]:

@@ -85,7 +85,7 @@ def fine_tuned_network(settings: Settings, network: nn.Module, raw: dict[str, fl
         start = time.perf_counter()
         classifier = train(settings, network, settings.plan, settings.finetune, cfg.seed, folder)
         facts = {
-            "accuracy": evaluate(make_trainer(cfg), network, settings.data),
+            "accuracy": classifier.accuracy or evaluate(make_trainer(cfg), network, settings.data),
             "best_top1": classifier.best_top1,
             "seconds": round(time.perf_counter() - start, 2),
         }
@@ -100,7 +100,7 @@ def train(
     """Train `network` in place; folder/last.ckpt is where a killed run goes on."""
     data = settings.data
     pl.seed_everything(seed, workers=True, verbose=False)
-    data.batch_size, data.seed = schedule.batch_size, seed
+    data.batch_size, data.num_images, data.seed = schedule.batch_size, schedule.num_images, seed
     classifier = Classifier(network, data.num_classes, schedule, _header(settings, plan))
     trainer = make_trainer(settings.cfg, schedule, folder)
     if schedule.epochs:
@@ -116,6 +116,7 @@ def make_trainer(cfg: DictConfig, schedule: Schedule | None = None, folder: Path
     if schedule is not None and folder is not None:
         logger = make_logger(cfg, folder) if "_target_" in cfg.logger else False
         options = {"logger": logger, "callbacks": [checkpointing(folder)], "max_epochs": schedule.epochs}
+        options |= {"check_val_every_n_epoch": schedule.test_every}
     return cast(
         pl.Trainer,
         instantiate(

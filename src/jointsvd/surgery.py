@@ -1,14 +1,25 @@
 """A dense network and a plan in, a network of factor layers out."""
 
+from collections.abc import Callable
 from copy import deepcopy
 from typing import cast
 
-import torch
 from torch import Tensor, nn
 
 from jointsvd.decompose import NUM_ITERATIONS, bijsvd, ljsvd, rjsvd
-from jointsvd.layers import FactorizedConv2d, FactorLayer, TwoBranchConv2d, factor_layer, fold_u, fold_v, unfold
-from jointsvd.plan import Group, Plan
+from jointsvd.layers import (
+    CoupledTuckerConv2d,
+    FactorizedConv2d,
+    FactorLayer,
+    TuckerConv2d,
+    TwoBranchConv2d,
+    factor_layer,
+    fold_u,
+    fold_v,
+    unfold,
+)
+from jointsvd.plan import AnyGroup, Plan, TuckerGroup
+from jointsvd.tucker import TuckerFactors, coupled_tucker2, tucker2
 
 
 def build_structure(model: nn.Module, plan: Plan) -> nn.Module:
@@ -23,7 +34,7 @@ def build_structure(model: nn.Module, plan: Plan) -> nn.Module:
     structure = deepcopy(model)
     for group in plan.groups:
         convs = _members(structure, group)
-        layers = [factor_layer(conv, group.left_rank, group.right_rank) for conv in convs]
+        layers = [factor_layer(conv, group) for conv in convs]
         _share(layers, group)
         for conv, layer in zip(convs, layers, strict=True):
             _replace(structure, conv, layer)
@@ -33,18 +44,19 @@ def build_structure(model: nn.Module, plan: Plan) -> nn.Module:
 def compress_model(model: nn.Module, plan: Plan, *, iterations: int = NUM_ITERATIONS) -> nn.Module:
     """A copy of `model` in which each group is replaced by its joint decomposition; `model` stays as it was.
 
-    iterations: K of Bi-JSVD. Raises ValueError as `build_structure` does, for ranks too large for their layers, and
-    for weights that hold NaN or infinite values.
+    iterations: K of Bi-JSVD and NC_CTD. Raises ValueError as `build_structure` does, for ranks too large for their
+    layers, and for weights that hold NaN or infinite values.
     """
     compressed = build_structure(model, plan)
     for group in plan.groups:
-        Ws = [unfold(conv.weight) for conv in _members(model, group)]
         try:
-            factors = _decompose(Ws, group, iterations)
+            factors = _decompose(_members(model, group), group, iterations)
         except ValueError as error:
             raise ValueError(f"group {', '.join(group.members)}: {error}") from error
-        for name, pairs in zip(group.members, factors, strict=True):
-            _fill(cast(FactorLayer, compressed.get_submodule(name)), pairs)
+        for name, weights in zip(group.members, factors, strict=True):
+            layer = compressed.get_submodule(name)
+            for part, weight in weights.items():
+                _weight(layer, part).data.copy_(weight)
     return compressed
 
 
@@ -54,57 +66,85 @@ def check_structure(model: nn.Module, plan: Plan) -> None:
     for group in plan.groups:
         names = ", ".join(group.members)
         layers = [modules.get(name) for name in group.members]
-        wanted = TwoBranchConv2d if group.left_rank and group.right_rank else FactorizedConv2d
+        wanted, ranks = _planned(group)
         if not all(isinstance(layer, wanted) for layer in layers):
             raise ValueError(f"{names}: the network does not have the {wanted.__name__} of the plan there")
         factors = cast(list[FactorLayer], layers)
-        left = [_left(layer).u.weight for layer in factors] if group.left_rank else []
-        right = [_right(layer).v.weight for layer in factors] if group.right_rank else []
-        if any(weight is not shared[0] for shared in (left, right) for weight in shared):
-            raise ValueError(f"{names}: a factor they share came apart into copies (by load_state_dict(assign=True)?)")
-        ranks = (left[0].shape[0] if left else 0, right[0].shape[1] if right else 0)
-        if ranks != (group.left_rank, group.right_rank):
-            raise ValueError(f"{names}: the network has (left, right) ranks {ranks}, not those of the plan")
+        for part in _shared_parts(group):
+            if any(_weight(layer, part) is not _weight(factors[0], part) for layer in factors):
+                raise ValueError(
+                    f"{names}: a factor they share came apart into copies (by load_state_dict(assign=True)?)"
+                )
+        if found := {layer.ranks for layer in factors} - {ranks}:
+            raise ValueError(f"{names}: the network has ranks {sorted(found)}, not those of the plan, {ranks}")
 
 
-def _decompose(Ws: list[Tensor], group: Group, iterations: int) -> list[list[tuple[Tensor, Tensor]]]:
-    """For each member the pairs (U, V) whose products add up to it: right pair first, then left."""
+def _planned(group: AnyGroup) -> tuple[type[nn.Module], tuple[int, ...]]:
+    """Class and ranks of the group's factor layers."""
+    if isinstance(group, TuckerGroup):
+        return (CoupledTuckerConv2d, group.own + group.shared) if group.shared else (TuckerConv2d, group.own)
+    if group.left_rank and group.right_rank:
+        return TwoBranchConv2d, (group.left_rank, group.right_rank)
+    return FactorizedConv2d, (group.left_rank or group.right_rank,)
+
+
+def _shared_parts(group: AnyGroup) -> list[str]:
+    """The convs in the group's factor layers whose weight is one for all members."""
+    if isinstance(group, TuckerGroup):
+        return ["shared.first", "shared.core", "shared.last"] if group.shared else []
+    if group.left_rank and group.right_rank:
+        return ["right.v", "left.u"]
+    return ["u"] if group.left_rank else ["v"]
+
+
+def _decompose(convs: list[nn.Conv2d], group: AnyGroup, iterations: int) -> list[dict[str, Tensor]]:
+    """For each member the weights of the convs in its factor layer."""
+    if isinstance(group, TuckerGroup):
+        return _decompose_tucker(convs, group, iterations)
+    Ws = [unfold(conv.weight) for conv in convs]
     if group.left_rank and group.right_rank:
         Us, V, U, Vs = bijsvd(Ws, group.left_rank, group.right_rank, iterations=iterations)
-        return [[(U_n, V), (U, V_n)] for U_n, V_n in zip(Us, Vs, strict=True)]
+        right = [_pair(conv, U_n, V, "right.") for conv, U_n in zip(convs, Us, strict=True)]
+        left = [_pair(conv, U, V_n, "left.") for conv, V_n in zip(convs, Vs, strict=True)]
+        return [one | other for one, other in zip(right, left, strict=True)]
     if group.left_rank:
         U, Vs = ljsvd(Ws, group.left_rank)
-        return [[(U, V_n)] for V_n in Vs]
+        return [_pair(conv, U, V_n) for conv, V_n in zip(convs, Vs, strict=True)]
     Us, V = rjsvd(Ws, group.right_rank)
-    return [[(U_n, V)] for U_n in Us]
+    return [_pair(conv, U_n, V) for conv, U_n in zip(convs, Us, strict=True)]
 
 
-@torch.no_grad()
-def _fill(layer: FactorLayer, pairs: list[tuple[Tensor, Tensor]]) -> None:
-    branches = [layer.right, layer.left] if isinstance(layer, TwoBranchConv2d) else [layer]
-    for branch, (U, V) in zip(branches, pairs, strict=True):
-        branch.u.weight.copy_(fold_u(U, branch.u.kernel_size[0]))
-        branch.v.weight.copy_(fold_v(V, branch.v.kernel_size[1]))
+def _decompose_tucker(convs: list[nn.Conv2d], group: TuckerGroup, iterations: int) -> list[dict[str, Tensor]]:
+    Ws = [conv.weight.permute(2, 3, 1, 0) for conv in convs]
+    if not group.shared:
+        return [_triple(tucker2(W, group.own)) for W in Ws]
+    own, shared = coupled_tucker2(Ws, group.own, group.shared, iterations=iterations)
+    return [_triple(factors, "own.") | _triple(shared, "shared.") for factors in own]
 
 
-def _share(layers: list[FactorLayer], group: Group) -> None:
-    """Assign the first member's shared factors to all members: v of the right branch, u of the left one."""
-    for layer in layers[1:]:
-        if group.right_rank:
-            _right(layer).v.weight = _right(layers[0]).v.weight
-        if group.left_rank:
-            _left(layer).u.weight = _left(layers[0]).u.weight
+def _pair(conv: nn.Conv2d, U: Tensor, V: Tensor, branch: str = "") -> dict[str, Tensor]:
+    height, width = conv.kernel_size
+    return {f"{branch}u": fold_u(U, height), f"{branch}v": fold_v(V, width)}
 
 
-def _right(layer: FactorLayer) -> FactorizedConv2d:
-    return layer.right if isinstance(layer, TwoBranchConv2d) else layer
+def _triple(factors: TuckerFactors, branch: str = "") -> dict[str, Tensor]:
+    A, core, B = factors
+    first, last = A.T[:, :, None, None], B.T[:, :, None, None]
+    return {f"{branch}first": first, f"{branch}core": core.permute(3, 2, 0, 1), f"{branch}last": last}
 
 
-def _left(layer: FactorLayer) -> FactorizedConv2d:
-    return layer.left if isinstance(layer, TwoBranchConv2d) else layer
+def _share(layers: list[FactorLayer], group: AnyGroup) -> None:
+    """Assign the first member's shared factors to all members."""
+    for part in _shared_parts(group):
+        for layer in layers[1:]:
+            layer.get_submodule(part).weight = _weight(layers[0], part)
 
 
-def _members(model: nn.Module, group: Group) -> list[nn.Conv2d]:
+def _weight(layer: nn.Module, part: str) -> nn.Parameter:
+    return cast(nn.Parameter, layer.get_submodule(part).weight)
+
+
+def _members(model: nn.Module, group: AnyGroup) -> list[nn.Conv2d]:
     """The convs that the group names, checked to have the side in common that the group shares."""
     modules = dict(model.named_modules(remove_duplicate=False))
     convs: list[nn.Conv2d] = []
@@ -114,16 +154,23 @@ def _members(model: nn.Module, group: Group) -> list[nn.Conv2d]:
             found = "nothing" if module is None else type(module).__name__
             raise ValueError(f"the plan decomposes {name!r}, which must be a plain nn.Conv2d; the network has {found}")
         convs.append(module)
-    sides = []
-    if group.right_rank:
-        sides.append(("RJSVD shares V: output channels and kernel width", lambda c: (c.out_channels, c.kernel_size[1])))
-    if group.left_rank:
-        sides.append(("LJSVD shares U: input channels and kernel height", lambda c: (c.in_channels, c.kernel_size[0])))
-    for what, key in sides:
+    for what, key in _equal_sides(group):
         if len({key(conv) for conv in convs}) > 1:
             keys = dict(zip(group.members, map(key, convs), strict=True))
             raise ValueError(f"{what} must be equal in a group, got {keys}")
     return convs
+
+
+def _equal_sides(group: AnyGroup) -> list[tuple[str, Callable[[nn.Conv2d], tuple[int, ...]]]]:
+    if isinstance(group, TuckerGroup):
+        what = "NC_CTD shares a whole Tucker-2: the weights' shapes"
+        return [(what, lambda conv: tuple(conv.weight.shape))] if group.shared else []
+    sides: list[tuple[str, Callable[[nn.Conv2d], tuple[int, ...]]]] = []
+    if group.right_rank:
+        sides.append(("RJSVD shares V: output channels and kernel width", lambda c: (c.out_channels, c.kernel_size[1])))
+    if group.left_rank:
+        sides.append(("LJSVD shares U: input channels and kernel height", lambda c: (c.in_channels, c.kernel_size[0])))
+    return sides
 
 
 def _replace(model: nn.Module, old: nn.Module, new: nn.Module) -> None:
