@@ -63,11 +63,11 @@ def test_coupled_finds_a_shared_part_and_own_parts():
 
 def test_coupled_alternates_as_said():
     Ws = [torch.randn(3, 3, 3, 3, dtype=torch.float64) for _ in range(3)]
-    own, part = coupled_tucker2(Ws, (2, 2), (1, 2), iterations=2)
+    own, part = coupled_tucker2(Ws, (2, 2), (2, 3), iterations=2)
     shared = torch.zeros_like(Ws[0])
     for _ in range(2):
         parts = [tucker2_product(*tucker2(W - shared, (2, 2))) for W in Ws]
-        shared = tucker2_product(*tucker2(sum(W - p for W, p in zip(Ws, parts, strict=True)) / 3, (1, 2)))
+        shared = tucker2_product(*tucker2(sum(W - p for W, p in zip(Ws, parts, strict=True)) / 3, (2, 3)))
     torch.testing.assert_close(tucker2_product(*part), shared)
     for factors, expected in zip(own, parts, strict=True):
         torch.testing.assert_close(tucker2_product(*factors), expected)
