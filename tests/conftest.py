@@ -1,4 +1,7 @@
+from pathlib import Path
+
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
@@ -12,6 +15,13 @@ from jointsvd.settings import CONF
 @pytest.fixture(autouse=True)
 def seed():
     torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def experiment_rows():
+    """All committed rows."""
+    paths = Path(__file__).parents[1].glob("experiments/*/results.csv")
+    return pd.concat([pd.read_csv(path) for path in paths], ignore_index=True)
 
 
 @pytest.fixture

@@ -52,6 +52,7 @@ def main(folder):
         "shared": [network[2][0].left.u.weight is left.u.weight, network[3][0].right.v.weight is right.v.weight],
         "times_in_optimiser": [optimised.count(id(left.u.weight)), optimised.count(id(right.v.weight))],
         "num_parameters": num_parameters(network),
+        "buffers": [b.flatten().tolist() for b in network.buffers()],
         "weights": [p.flatten().tolist() for p in network.parameters()],
         "accuracy": accuracy,
     }

@@ -16,8 +16,7 @@ from nbclient import NotebookClient
 
 from jointsvd import compress_model, plan_compression, save_compressed
 from jointsvd.models import build_model
-from jointsvd.report import conditions, readable
-from jointsvd.results import summarize
+from jointsvd.table import conditions, readable
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -60,7 +59,7 @@ def test_every_target_is_in_the_help():
 @pytest.mark.parametrize("folder", EXPERIMENTS, ids=lambda folder: folder.name)
 def test_committed_tables_are_those_of_the_committed_rows(folder):
     rows = pd.read_csv(folder / "results.csv", dtype={"config_id": str})
-    table = readable(summarize(rows)).to_markdown(index=False, disable_numparse=True)
+    table = readable(rows).to_markdown(index=False, disable_numparse=True)
     assert (folder / "table.md").read_text() == f"{table}\n\n{conditions(rows)}\n"
     assert table in README, f"README does not show the table of {folder.name}"
     assert conditions(rows) in README.replace("\n", " "), f"README does not show the conditions of {folder.name}"

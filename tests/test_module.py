@@ -6,15 +6,17 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import pytorch_lightning as pl
 import torch
 from ddp_worker import PLAN, small_network, small_schedule
 
-from jointsvd import compress_model, num_parameters
+from jointsvd import build_structure, compress_model, num_parameters
 from jointsvd.checkpoints import load_network, load_weights
 from jointsvd.datasets import Digits
 from jointsvd.module import AtomicCheckpointIO, Classifier, checkpointing, evaluate, fit, resolve_precision
+from jointsvd.paired import unpack
 
 OPTIONS = {"accelerator": "cpu", "logger": False, "enable_progress_bar": False, "use_distributed_sampler": False}
 OPTIONS |= {"enable_model_summary": False, "num_sanity_val_steps": 0, "precision": "bf16-mixed"}
@@ -98,6 +100,9 @@ def test_training_learns_and_accuracy_is_that_of_the_predictions(unbroken):
     assert accuracy["top1"] == pytest.approx(100 * hits[:, 0].float().mean().item(), abs=1e-3)
     assert accuracy["top5"] == pytest.approx(100 * hits.any(1).float().mean().item(), abs=1e-3)
     assert accuracy["top1"] > 20  # chance is 10
+    assert np.array_equal(unpack(accuracy["correct"], 360), hits[:, 0])
+    again = evaluate(pl.Trainer(**OPTIONS), unbroken.network, data)
+    assert unbroken.accuracy == again  # the test after the last epoch needs no second one
 
 
 def test_two_processes_share_factors_and_agree(tmp_path):
@@ -111,6 +116,15 @@ def test_two_processes_share_factors_and_agree(tmp_path):
     assert first["num_parameters"] == num_parameters(compress_model(small_network(), PLAN))
     hits = first["accuracy"]["top1"] * 360 / 100
     assert hits == pytest.approx(round(hits), abs=1e-3)  # of 360 images, none counted twice
+    network = small_network()
+    network = build_structure(network, PLAN)
+    for parameter, values in zip(network.parameters(), first["weights"], strict=True):
+        parameter.data = torch.tensor(values).view_as(parameter)
+    for buffer, values in zip(network.buffers(), first["buffers"], strict=True):
+        buffer.data = torch.tensor(values, dtype=buffer.dtype).view_as(buffer)
+    data = Digits(8)
+    alone = evaluate(pl.Trainer(**OPTIONS | {"precision": "32-true"}), network, data)
+    assert alone["correct"] == first["accuracy"]["correct"]  # in the order of the test set
 
 
 def test_few_classes():

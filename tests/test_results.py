@@ -8,20 +8,22 @@ import pytest
 from matplotlib.figure import Figure
 
 from jointsvd import paper
-from jointsvd.report import conditions, picture, readable, report
+from jointsvd.report import picture, report
 from jointsvd.results import Row, collect, summarize
+from jointsvd.table import conditions, readable
 
 
 def make_row(**changes):
     values = {
         "model": "resnet34", "data": "digits", "image_size": 16, "num_train": 1437, "num_test": 360, "method": "ljsvd",
-        "rank_rate": 0.04, "left_share": None, "hid": "decompose", "layers": None, "iterations": None, "seed": 0,
+        "rank_rate": 0.04, "left_share": None, "own_per_shared": None, "hid": "decompose", "layers": None,
+        "first_stage": None, "iterations": None, "from_scratch": False, "seed": 0,
         "num_parameters": 981_002, "compression_factor": 21.69, "compression_factor_paper": 22.06,
         "flops": 136_000_000, "raw_top1": 70.0, "raw_top5": 95.0, "top1": 96.0, "top5": 100.0, "best_top1": 97.0,
         "baseline_top1": 97.5, "baseline_sha256": "ab" * 32, "baseline_schedule": "12 epochs", "schedule": "3 epochs",
         "precision": "bf16-mixed", "decompose_seconds": 1.0, "train_seconds": 9.0, "config_id": "c0ffee00",
         "command": "python -m jointsvd.train", "date": "2026-01-01T00:00:00+00:00", "versions": "torch=2",
-        "processor": "a processor, 2 threads",
+        "processor": "a processor, 2 threads", "raw_correct": None, "correct": None,
     }  # fmt: skip
     return Row(**values | changes)
 
@@ -30,7 +32,7 @@ ROWS = [
     make_row(),
     make_row(seed=1, top1=98.0, best_top1=98.5),
     make_row(method="svd", config_id="5"),
-    make_row(method="bijsvd", left_share=0.3, rank_rate=0.08, config_id="6", raw_top1=60.0),
+    make_row(method="bijsvd", left_share=0.3, iterations=30, rank_rate=0.08, config_id="6", raw_top1=60.0),
     make_row(method="dense", rank_rate=None, hid=None, config_id="7", compression_factor=1.0),
 ]
 
@@ -73,7 +75,7 @@ def test_the_paper_is_looked_up_by_network_method_rate_and_data():
     row = asdict(make_row())
     assert paper.printed(row) == paper.Printed(93.97, 15.96, 22.07)
     assert paper.printed(row | {"method": "svd", "rank_rate": 0.08}) == paper.Printed(93.95, 49.34, 13.92)
-    assert paper.printed(row | {"method": "bijsvd", "left_share": 0.5}).top1 == 93.69
+    assert paper.printed(row | {"method": "bijsvd", "left_share": 0.5, "iterations": 30}).top1 == 93.69
     assert paper.printed(row | {"data": "cifar100", "model": "resnet50"}).compression_factor == 6.21
     assert paper.printed(row | {"data": "imagenet"}).top1 == 60.55
     assert paper.printed(row | {"method": "dense", "rank_rate": None}).top1 == 95.11
@@ -82,9 +84,19 @@ def test_the_paper_is_looked_up_by_network_method_rate_and_data():
         {"hid": "dense"},
         {"layers": "layer1.*"},
         {"model": "vgg16_bn"},
-        {"left_share": 0.4, "method": "bijsvd"},
+        {"left_share": 0.4, "method": "bijsvd", "iterations": 30},
+        {"first_stage": 1},
     ):
         assert paper.printed(row | other) is None
+    assert paper.printed(row | {"method": "nc_ctd", "own_per_shared": 0.5}).raw_top1 == 19.12
+    scratch = row | {"from_scratch": True, "method": "svd"}
+    assert paper.printed(scratch) == paper.Printed(92.90, None, 22.07)
+    assert paper.printed(scratch | {"data": "imagenet"}) is None
+    table3 = row | {"method": "bijsvd", "left_share": 0.9, "iterations": 70, "rank_rate": 0.08}
+    assert paper.printed(table3) == paper.Printed(None, 44.13, 13.92)
+    figure5 = row | {"hid": "dense", "data": "cifar100", "rank_rate": 0.1}
+    assert paper.printed(figure5) == paper.Printed(76.62, None, 6.53)
+    assert paper.printed(figure5 | {"method": "rjsvd2", "rank_rate": 1.0}) == paper.Printed(76.97, None, 1.43)
     assert (paper.dataset("fashion_mnist"), paper.dataset("cifar100")) == ("CIFAR-10", "CIFAR-100")
 
 
@@ -94,7 +106,7 @@ def test_the_table_says_everything(folder):
     assert line == {
         "method": "LJSVD", "rank_rate": "0.04", "CF": "21.69", "CF, paper's count": "22.06", "CF it prints": "22.07",
         "parameters": "981,002", "FLOPs": "1.36e8", "raw top-1 %": "70.00", "top-1 %": "97.00 ± 1.41 (n=2)",
-        "best %": "98.50", "paper's, CIFAR-10 %": "93.97",
+        "best %": "98.50", "paper's, CIFAR-10 %": "93.97", "drop (95 %)": "+1.00", "drop - paper's": "+2.14",
     }  # fmt: skip
     assert set(table["method"]) == {"dense (control)", "SVD", "LJSVD", "Bi-JSVD_0.3"}
     text = (folder / "table.md").read_text()
@@ -106,9 +118,9 @@ def test_the_table_says_everything(folder):
 
 def test_what_differs_within_a_table_becomes_a_column_and_raw_tables_are_raw():
     rows = pd.DataFrame([asdict(make_row()), asdict(make_row(schedule="9 epochs", config_id="8"))])
-    assert set(readable(summarize(rows))["schedule"]) == {"3 epochs", "9 epochs"}
+    assert set(readable(rows)["schedule"]) == {"3 epochs", "9 epochs"}
     rows = pd.DataFrame([asdict(make_row(schedule="no training"))])
-    table = readable(summarize(rows))
+    table = readable(rows)
     assert "top-1 %" not in table
     assert table["paper's raw, CIFAR-10 %"].item() == "15.96"
 

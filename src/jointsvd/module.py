@@ -15,11 +15,12 @@ from pytorch_lightning.plugins.io import TorchCheckpointIO
 from torch import Tensor, nn
 from torch.optim import SGD, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
-from torchmetrics import MetricCollection
+from torchmetrics import CatMetric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 
 from jointsvd.data import ImageData
 from jointsvd.files import write_atomic
+from jointsvd.paired import pack
 
 
 @dataclass(frozen=True)
@@ -91,7 +92,7 @@ class Classifier(pl.LightningModule):
     """A network, trained with cross-entropy by `schedule`; top-1 and top-5 on the test set after every epoch.
 
     header: strings kept in checkpoints, that say which network the weights are of.
-    accuracy: on the test set after the last epoch so far, in percent; None if it was not tested after that epoch.
+    accuracy: on the test set after the last epoch so far, as `evaluate` gives it; None if not tested after that epoch.
     best_top1: the highest top-1 (percent) after any tested epoch so far. Both survive a resumed run.
     """
 
@@ -107,7 +108,8 @@ class Classifier(pl.LightningModule):
         self.metrics = MetricCollection(
             {f"top{k}": MulticlassAccuracy(num_classes, average="micro", top_k=min(k, num_classes)) for k in (1, 5)}
         )
-        self.accuracy: dict[str, float] | None = None
+        self.correct = CatMetric()
+        self.accuracy: dict[str, Any] | None = None
         self.best_top1 = 0.0
 
     def forward(self, images: Tensor) -> Tensor:
@@ -129,15 +131,18 @@ class Classifier(pl.LightningModule):
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         images, labels = batch
-        self.metrics.update(self(images).float(), labels)
+        logits = self(images).float()
+        self.metrics.update(logits, labels)
+        self.correct.update(logits.argmax(1) == labels)
 
     def on_validation_epoch_end(self) -> None:
         values = {name: 100 * value for name, value in self.metrics.compute().items()}
         self.metrics.reset()
         self.log_dict({f"test/{name}": value for name, value in values.items()}, prog_bar=True)
-        if self.trainer.state.fn == "fit":
-            self.accuracy = {name: float(value) for name, value in values.items()}
-            self.best_top1 = max(self.best_top1, self.accuracy["top1"])
+        correct = interleave(self.correct.compute(), self.trainer.world_size)
+        self.correct.reset()
+        self.accuracy = {name: float(value) for name, value in values.items()} | {"correct": pack(correct.bool())}
+        self.best_top1 = max(self.best_top1, self.accuracy["top1"])
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint |= {"accuracy": self.accuracy, "best_top1": self.best_top1, "header": self.header}
@@ -169,11 +174,19 @@ def fit(trainer: pl.Trainer, classifier: Classifier, data: ImageData, folder: Pa
     trainer.fit(classifier, datamodule=data, ckpt_path=last if last.exists() else None, weights_only=True)
 
 
-def evaluate(trainer: pl.Trainer, network: nn.Module, data: ImageData) -> dict[str, float]:
-    """Accuracy on the test set: {"top1": percent, "top5": percent}."""
+def evaluate(trainer: pl.Trainer, network: nn.Module, data: ImageData) -> dict[str, Any]:
+    """On the test set: {"top1": percent, "top5": percent, "correct": which images were right, by `paired.pack`}."""
     network.to(memory_format=torch.channels_last)
-    (metrics,) = trainer.validate(Classifier(network, data.num_classes), datamodule=data, verbose=False)
-    return {name.removeprefix("test/"): value for name, value in metrics.items()}
+    classifier = Classifier(network, data.num_classes)
+    trainer.validate(classifier, datamodule=data, verbose=False)
+    assert classifier.accuracy is not None
+    return classifier.accuracy
+
+
+def interleave(values: Tensor, num_ranks: int) -> Tensor:
+    """Values gathered rank after rank, in the order of the test set: rank r took images r, r + num_ranks, ..."""
+    order = torch.cat([torch.arange(rank, len(values), num_ranks) for rank in range(num_ranks)])
+    return torch.empty_like(values).scatter_(0, order.to(values.device), values)
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):

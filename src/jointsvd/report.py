@@ -11,12 +11,10 @@ from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
 
-from jointsvd import paper
 from jointsvd.files import write_atomic
 from jointsvd.results import collect, summarize
+from jointsvd.table import conditions, differing_names, label, readable, short
 from jointsvd.tracking import log_summary
-
-_LABELS = {"dense": "dense (control)", "svd": "SVD", "rjsvd1": "RJSVD-1", "rjsvd2": "RJSVD-2", "ljsvd": "LJSVD"}
 
 
 def report(folder: Path, logger: Mapping[str, Any]) -> pd.DataFrame:
@@ -25,96 +23,22 @@ def report(folder: Path, logger: Mapping[str, Any]) -> pd.DataFrame:
     logger: the logger configuration; only wandb's does anything. Returns the table.
     """
     rows = collect(folder)
-    summary = summarize(rows)
-    table = readable(summary)
-    note = conditions(rows)
+    table, note = render(rows, folder)
     _print(table, note)
-    write_atomic(folder / "table.md", f"{table.to_markdown(index=False, disable_numparse=True)}\n\n{note}\n")
-    image = BytesIO()
-    picture(summary, note).savefig(image, format="png", dpi=150)
-    write_atomic(folder / "accuracy.png", image.getvalue())
     print(f"Saved {folder}/results.csv, table.md and accuracy.png")
     if "_target_" in logger:
         log_summary(folder, table, rows, logger)
     return table
 
 
-def readable(summary: pd.DataFrame) -> pd.DataFrame:
-    """The lines of `summarize` as text, beside the CF and accuracy that the paper prints for them."""
-    untrained = (summary["schedule"] == "no training").all()
-    differing = _differing(summary)
-    lines = []
-    for row in summary.to_dict("records"):
-        printed = paper.printed(row)
-        where = paper.dataset(row["data"])
-        line = {name: row[name] for name in differing}
-        line |= {
-            "method": label(row),
-            "rank_rate": "" if row["method"] == "dense" else f"{row['rank_rate']:g}",
-            "CF": f"{row['compression_factor']:.2f}",
-            "CF, paper's count": f"{row['compression_factor_paper']:.2f}",
-            "CF it prints": percent(printed.compression_factor if printed else None),
-            "parameters": f"{row['num_parameters']:,}",
-            "FLOPs": f"{row['flops'] / 1e8:.2f}e8",
-            "raw top-1 %": percent(row["raw_top1"]),
-        }
-        if untrained:
-            line[f"paper's raw, {where} %"] = percent(printed.raw_top1 if printed else None)
-        else:
-            spread = f" ± {row['top1_std']:.2f}" if row["n"] > 1 else ""
-            line["top-1 %"] = f"{row['top1_mean']:.2f}{spread} (n={row['n']})"
-            line["best %"] = percent(row["best_top1"])
-            line[f"paper's, {where} %"] = percent(printed.top1 if printed else None)
-        lines.append(line)
-    return pd.DataFrame(lines).fillna("")
-
-
-def _differing(summary: pd.DataFrame) -> list[str]:
-    """Conditions that are not the same in all lines, beyond what the method column and rank_rate say."""
-    named = ["model", "data", "image_size", "layers", "iterations", "schedule", "precision", "baseline_sha256"]
-    decomposed = summary[summary["method"] != "dense"]
-    per_method = {"layers": decomposed, "iterations": decomposed[decomposed["method"] == "bijsvd"]}
-    return [name for name in named if per_method.get(name, summary)[name].nunique(dropna=False) > 1]
-
-
-def percent(value: float | None) -> str:
-    return "" if value is None else f"{value:.2f}"
-
-
-def label(row: Mapping[str, Any]) -> str:
-    """A row's method as the paper writes it."""
-    text = _LABELS.get(row["method"]) or f"Bi-JSVD_{row['left_share']:g}"
-    return text if row["hid"] != "dense" else f"{text}, HID dense"
-
-
-def conditions(rows: pd.DataFrame) -> str:
-    """What every number of the table was measured under, in one sentence."""
-
-    def all_of(name: str) -> str:
-        return " / ".join(str(value) for value in rows[name].unique())
-
-    baselines = [
-        f"{row['baseline_top1']:.2f} % after {row['baseline_schedule']} (sha256 {row['baseline_sha256'][:12]})"
-        for row in rows.drop_duplicates("baseline_sha256").to_dict("records")
-    ]
-    notes = "".join(
-        f" {model} is not in the paper: an extension." for model in rows["model"].unique() if not paper.has(model)
-    )
-    if "imagenet" in set(rows["data"]):
-        notes += " The paper's table VI contradicts itself: its FLOPs fit these rank rates, its CFs fit 0.075 and 0.2."
-    if (rows["schedule"] == "no training").all():
-        tuning = "No fine-tuning."
-    else:
-        tuning = (
-            f"Fine-tuning, dense control too: {all_of('schedule')}; seeds {all_of('seed').replace(' / ', ', ')}. Best: "
-            "highest after any epoch, on the test set, as the paper reports it."
-        )
-    first = rows.iloc[0]
-    return (
-        f"{all_of('model')} on {all_of('data')} ({all_of('image_size')} pixels a side, {first['num_train']:,} training "
-        f"and {first['num_test']:,} test images). Dense network: {'; '.join(baselines)}. {tuning} "
-        f"{all_of('precision')}, {all_of('processor')}.{notes}"
-    )
+def render(rows: pd.DataFrame, folder: Path) -> tuple[pd.DataFrame, str]:
+    """Write table.md and accuracy.png of `rows` to `folder`; returns the table and the sentence below it."""
+    table, note = readable(rows), conditions(rows)
+    write_atomic(folder / "table.md", f"{table.to_markdown(index=False, disable_numparse=True)}\n\n{note}\n")
+    image = BytesIO()
+    picture(summarize(rows), note).savefig(image, format="png", dpi=150)
+    write_atomic(folder / "accuracy.png", image.getvalue())
+    return table, note
 
 
 def picture(summary: pd.DataFrame, note: str) -> Figure:
@@ -122,8 +46,10 @@ def picture(summary: pd.DataFrame, note: str) -> Figure:
     figure = Figure(figsize=(8, 5.4), layout="constrained")
     axes = figure.subplots()
     compressed = summary[summary["method"] != "dense"]
-    differing = _differing(summary)
-    names = [", ".join([label(row), *(str(row[name]) for name in differing)]) for row in compressed.to_dict("records")]
+    differing = differing_names(summary)
+    names = [
+        ", ".join([label(row), *(short(row[name]) for name in differing)]) for row in compressed.to_dict("records")
+    ]
     named = compressed.assign(label=names)
     for index, (name, lines) in enumerate(named.groupby("label", sort=False)):
         lines = lines.sort_values("compression_factor")

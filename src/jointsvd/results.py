@@ -34,22 +34,25 @@ class Row:
     method: str
     rank_rate: float | None
     left_share: float | None
+    own_per_shared: float | None
     hid: str | None
     layers: str | None
+    first_stage: int | None
     iterations: int | None
+    from_scratch: bool  # trained from random weights; no dense network, no raw accuracy
     seed: int
     num_parameters: int
     compression_factor: float  # all parameters
     compression_factor_paper: float  # without batch norm, as the paper counts
     flops: int
-    raw_top1: float
-    raw_top5: float
+    raw_top1: float | None
+    raw_top5: float | None
     top1: float  # after the last epoch
     top5: float
     best_top1: float  # after any epoch
-    baseline_top1: float
-    baseline_sha256: str  # of the dense network's weights, as its file's header has it (jointsvd.files.read_metadata)
-    baseline_schedule: str
+    baseline_top1: float | None
+    baseline_sha256: str | None  # of the dense network's weights, as its file's header has it (files.read_metadata)
+    baseline_schedule: str | None
     schedule: str
     precision: str
     decompose_seconds: float
@@ -59,6 +62,8 @@ class Row:
     date: str
     versions: str
     processor: str
+    raw_correct: str | None  # which test images were right, by paired.pack
+    correct: str
 
     def write(self, folder: Path) -> None:
         write_atomic(folder / ROW_FILE, json.dumps(asdict(self), indent=1) + "\n")
@@ -92,10 +97,11 @@ def summarize(rows: pd.DataFrame) -> pd.DataFrame:
         line |= {"n": len(group), "top1_mean": group["top1"].mean(), "top1_std": group["top1"].std()}
         line |= {"best_top1": group["best_top1"].max()}
         lines.append(line)
-    order = ["dense", "svd", "rjsvd1", "rjsvd2", "ljsvd", "bijsvd"]
+    order = ["dense", "svd", "tucker2", "nc_ctd", "rjsvd1", "rjsvd2", "ljsvd", "bijsvd"]
     table = pd.DataFrame(lines)
     table["order"] = table["method"].map(order.index)
-    return table.sort_values(["rank_rate", "order", "left_share"], na_position="first", ignore_index=True)
+    keys = ["model", "data", "schedule", "rank_rate", "order", "left_share", "own_per_shared", "iterations"]
+    return table.sort_values(keys, na_position="first", ignore_index=True)
 
 
 def digest(values: Mapping[str, Any]) -> str:

@@ -52,6 +52,8 @@ class Settings:
         dense = _dense_without_weights(data.input_size, **arguments)
         if cfg.model.checkpoint:
             _check_checkpoint(cfg.model.checkpoint, **arguments)
+        if cfg.from_scratch and not finetune.epochs:
+            raise ValueError("from_scratch=true trains by recipe.finetune; give it epochs")
         if cfg.method.get("iterations", 1) < 1:
             raise ValueError(f"method.iterations must be 1 or more, got {cfg.method.iterations}")
         plan = Plan()
@@ -67,19 +69,23 @@ class Settings:
     @property
     def dense_id(self) -> str:
         """Names what the dense network depends on."""
-        where = ("accelerator", "devices", "strategy", "num_nodes", "_target_")
-        trainer = {key: value for key, value in plain(self.cfg.trainer).items() if key not in where}
-        values = {
-            "model": plain(self.cfg.model),
-            "data": self.data.fingerprint,
-            "trainer": trainer | {"precision": resolve_precision(self.cfg.trainer)},
-            "seed": self.cfg.baseline_seed,
-        }
+        values = self._common | {"seed": self.cfg.baseline_seed}
         if self.cfg.model.checkpoint:
             values["checkpoint"] = file_sha256(self.cfg.model.checkpoint)
         else:
             values["schedule"] = _values(self.baseline)
         return digest(values)
+
+    @property
+    def _common(self) -> dict[str, Any]:
+        """What every network here depends on."""
+        where = ("accelerator", "devices", "strategy", "num_nodes", "_target_")
+        trainer = {key: value for key, value in plain(self.cfg.trainer).items() if key not in where}
+        return {
+            "model": plain(self.cfg.model),
+            "data": self.data.fingerprint,
+            "trainer": trainer | {"precision": resolve_precision(self.cfg.trainer)},
+        }
 
     @property
     def dense_file(self) -> Path:
@@ -88,7 +94,11 @@ class Settings:
 
     def trains_dense(self) -> bool:
         """Whether this run would have to train the dense network first."""
-        ready = self.cfg.model.checkpoint or (self.cfg.model.pretrained and self.data.num_classes == 1000)
+        ready = (
+            self.cfg.from_scratch
+            or self.cfg.model.checkpoint
+            or (self.cfg.model.pretrained and self.data.num_classes == 1000)
+        )
         return not ready and not self.dense_file.exists()
 
     @property
@@ -112,14 +122,17 @@ class Settings:
 
     @property
     def _decomposed_id(self) -> str:
-        return digest({"dense": self.dense_id, "method": plain(self.cfg.method) if self.plan.groups else {}})
+        start = self._common if self.cfg.from_scratch else {"dense": self.dense_id}
+        method = {key: value for key, value in plain(self.cfg.method).items() if value is not None}
+        return digest({**start, "method": method if self.plan.groups else {}})
 
     def _method_words(self) -> list[str]:
         method = self.cfg.method
+        model = [] if self.cfg.model.name in self.cfg.name else [self.cfg.model.name]
         if not self.plan.groups:
-            return [method.name]
+            return [*model, method.name]
         share = [f"p{method.left_share:g}"] if "left_share" in method else []
-        return [method.name, f"r{method.rank_rate:g}", *share]
+        return [*model, method.name, f"r{method.rank_rate:g}", *share]
 
 
 def _values(schedule: Schedule) -> dict[str, Any]:

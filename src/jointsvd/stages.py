@@ -27,7 +27,7 @@ from jointsvd.models import build_model, init_truncated_normal
 from jointsvd.module import AtomicCheckpointIO, Classifier, Schedule, checkpointing, evaluate, fit, resolve_precision
 from jointsvd.plan import Plan
 from jointsvd.settings import NETWORK_FILE, Settings
-from jointsvd.surgery import compress_model
+from jointsvd.surgery import build_structure, compress_model
 from jointsvd.tracking import make_logger
 
 Stage = tuple[nn.Module, dict[str, Any]]  # a network, and facts about how it came about
@@ -77,11 +77,23 @@ def decomposed_network(settings: Settings, dense: nn.Module) -> Stage:
     return _made_once(settings, settings.decomposed_file, settings.plan, make)
 
 
-def fine_tuned_network(settings: Settings, network: nn.Module, raw: dict[str, float]) -> Stage:
-    """`network` after fine-tuning; facts: accuracy, best_top1 after any epoch, seconds of training."""
+def random_network(settings: Settings) -> nn.Module:
+    """The structure of the decomposed network with random weights, to train from scratch."""
+    pl.seed_everything(settings.cfg.seed, workers=True, verbose=False)
+    network = build_structure(build_model(**settings.architecture), settings.plan)
+    if settings.finetune.init_std is not None:
+        init_truncated_normal(network, settings.finetune.init_std)
+    return network
+
+
+def fine_tuned_network(settings: Settings, network: nn.Module, raw: dict[str, Any] | None) -> Stage:
+    """`network` after training, from its `raw` accuracy on or from scratch; facts: accuracy, best_top1 after any epoch,
+    seconds of training."""
     cfg, folder = settings.cfg, settings.folder / settings.run_name
-    facts: dict[str, Any] = {"accuracy": raw, "best_top1": raw["top1"], "seconds": 0.0}
-    if settings.finetune.epochs:
+    if not settings.finetune.epochs:
+        assert raw is not None, "from scratch, there is nothing without training"
+        facts: dict[str, Any] = {"accuracy": raw, "best_top1": raw["top1"], "seconds": 0.0}
+    else:
         start = time.perf_counter()
         classifier = train(settings, network, settings.plan, settings.finetune, cfg.seed, folder)
         facts = {

@@ -5,6 +5,7 @@ stage has a folder in output_dir/name; what is there already is not made again.
 """
 
 from dataclasses import asdict
+from typing import Any
 
 import hydra
 import wandb
@@ -14,6 +15,7 @@ from omegaconf import DictConfig
 
 from jointsvd.cost import compression_factor, num_flops, num_parameters
 from jointsvd.files import read_metadata
+from jointsvd.models import build_model
 from jointsvd.module import device_of, resolve_precision
 from jointsvd.report import report
 from jointsvd.results import Row, collect, environment
@@ -26,6 +28,7 @@ from jointsvd.stages import (
     is_main_process,
     locked,
     quieten_lightning,
+    random_network,
 )
 from jointsvd.sweep import announce_hours
 from jointsvd.tracking import log_run
@@ -68,8 +71,15 @@ def run(settings: Settings) -> None:
 def make_row(settings: Settings) -> Row:
     """Run the stages; the row says what they cost and reach."""
     cfg, data, plan = settings.cfg, settings.data, settings.plan
-    dense, dense_facts = dense_network(settings)
-    network, raw_facts = decomposed_network(settings, dense) if plan.groups else (dense, dense_facts | {"seconds": 0.0})
+    if cfg.from_scratch:
+        dense, network = build_model(**settings.architecture), random_network(settings)
+        dense_facts: dict[str, Any] = {"accuracy": {}, "schedule": None}
+        raw_facts: dict[str, Any] = {"accuracy": {}, "seconds": 0.0}
+    else:
+        dense, dense_facts = dense_network(settings)
+        network, raw_facts = dense, dense_facts | {"seconds": 0.0}
+        if plan.groups:
+            network, raw_facts = decomposed_network(settings, dense)
     costs = {
         "num_parameters": num_parameters(network),
         "compression_factor": compression_factor(dense, network),
@@ -77,8 +87,9 @@ def make_row(settings: Settings) -> Row:
         "flops": num_flops(network, data.input_size),
     }
     raw = raw_facts["accuracy"]
-    print(f"{settings.run_name}: CF {costs['compression_factor']:.2f}, raw {raw['top1']:.2f} %")
-    network, facts = fine_tuned_network(settings, network, raw)
+    start = "random weights" if cfg.from_scratch else f"raw {raw['top1']:.2f} %"
+    print(f"{settings.run_name}: CF {costs['compression_factor']:.2f}, {start}")
+    network, facts = fine_tuned_network(settings, network, raw or None)
     print(f"{settings.run_name}: {facts['accuracy']['top1']:.2f} % after {settings.finetune}")
 
     method = cfg.method if plan.groups else {}
@@ -92,18 +103,21 @@ def make_row(settings: Settings) -> Row:
         method=cfg.method.name,
         rank_rate=method.get("rank_rate"),
         left_share=method.get("left_share"),
+        own_per_shared=method.get("own_per_shared"),
         hid=method.get("hid"),
         layers=" ".join(layers) if layers else None,
+        first_stage=method.get("first_stage"),
         iterations=method.get("iterations"),
+        from_scratch=cfg.from_scratch,
         seed=cfg.seed,
         **costs,  # type: ignore[arg-type]
-        raw_top1=raw["top1"],
-        raw_top5=raw["top5"],
+        raw_top1=raw.get("top1"),
+        raw_top5=raw.get("top5"),
         top1=facts["accuracy"]["top1"],
         top5=facts["accuracy"]["top5"],
         best_top1=facts["best_top1"],
-        baseline_top1=dense_facts["accuracy"]["top1"],
-        baseline_sha256=read_metadata(settings.dense_file)["sha256"],
+        baseline_top1=dense_facts["accuracy"].get("top1"),
+        baseline_sha256=None if cfg.from_scratch else read_metadata(settings.dense_file)["sha256"],
         baseline_schedule=dense_facts["schedule"],
         schedule=str(settings.finetune),
         precision=resolve_precision(cfg.trainer),
@@ -112,6 +126,8 @@ def make_row(settings: Settings) -> Row:
         config_id=settings.config_id,
         command=command(),
         **environment(device_of(cfg.trainer)),
+        raw_correct=raw.get("correct"),
+        correct=facts["accuracy"]["correct"],
     )
 
 

@@ -1,0 +1,146 @@
+"""Result rows as a readable table beside what the paper prints, and the sentence of conditions below it."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import pandas as pd
+
+from jointsvd import paper
+from jointsvd.paired import difference, unpack
+from jointsvd.results import summarize
+
+_LABELS = {
+    "dense": "dense (control)",
+    "svd": "SVD",
+    "tucker2": "Tucker-2",
+    "rjsvd1": "RJSVD-1",
+    "rjsvd2": "RJSVD-2",
+    "ljsvd": "LJSVD",
+}
+
+
+def readable(rows: pd.DataFrame) -> pd.DataFrame:
+    """The rows summarised over seeds, as text, beside what the paper prints for them.
+
+    "drop" is a line's accuracy minus that of its own dense control, fine-tuned alike, with the 95 % interval over test
+    images where rows hold the answers; "drop - paper's" sets it against the drop from the paper's own dense network.
+    """
+    summary = summarize(rows)
+    untrained = (summary["schedule"] == "no training").all()
+    differing = differing_names(summary)
+    lines = []
+    for row in summary.to_dict("records"):
+        printed = paper.printed(row)
+        where = paper.dataset(row["data"])
+        line = {name: short(row[name]) for name in differing}
+        line |= {
+            "method": label(row),
+            "rank_rate": "" if row["method"] == "dense" else f"{row['rank_rate']:g}",
+            "CF": f"{row['compression_factor']:.2f}",
+            "CF, paper's count": f"{row['compression_factor_paper']:.2f}",
+            "CF it prints": percent(printed.compression_factor if printed else None),
+            "parameters": f"{row['num_parameters']:,}",
+            "FLOPs": f"{row['flops'] / 1e8:.2f}e8",
+        }
+        if not row["from_scratch"]:
+            line["raw top-1 %"] = percent(row["raw_top1"])
+        if untrained:
+            line[f"paper's raw, {where} %"] = percent(printed.raw_top1 if printed else None)
+        else:
+            spread = f" ± {row['top1_std']:.2f}" if row["n"] > 1 else ""
+            line["top-1 %"] = f"{row['top1_mean']:.2f}{spread} (n={row['n']})"
+            line["best %"] = percent(row["best_top1"])
+            line[f"paper's, {where} %"] = percent(printed.top1 if printed else None)
+        line |= _drops(row, rows, printed, untrained)
+        lines.append(line)
+    return pd.DataFrame(lines).fillna("")
+
+
+def _drops(
+    row: Mapping[str, Any], rows: pd.DataFrame, printed: paper.Printed | None, untrained: bool
+) -> dict[str, str]:
+    """Columns that compare a line with its own dense control, and with what the paper lost."""
+    control = control_of(row, rows)
+    if row["method"] == "dense" or control.empty:
+        return {}
+    ours = rows[rows["config_id"] == row["config_id"]]
+    drop = float(ours["top1"].mean() - control["top1"].mean())
+    text = f"{drop:+.2f}"
+    if ours["correct"].notna().all() and control["correct"].notna().all():
+        text = str(difference(*(map(unpack, group["correct"], group["num_test"]) for group in (ours, control))))
+    columns = {"drop (95 %)": text}
+    dense = paper.printed(control.iloc[0])
+    kind = "raw_top1" if untrained else "top1"
+    if printed and dense and getattr(printed, kind) is not None:
+        columns["drop - paper's"] = f"{drop - (getattr(printed, kind) - getattr(dense, kind)):+.2f}"
+    return columns
+
+
+def control_of(row: Mapping[str, Any], rows: pd.DataFrame) -> pd.DataFrame:
+    """The rows of the dense network that a row is compared with: same data and schedule, same starting point."""
+    same = rows["method"] == "dense"
+    for name in ("model", "data", "image_size", "schedule", "baseline_sha256", "from_scratch"):
+        same &= (rows[name] == row[name]) | (rows[name].isna() & pd.isna(row[name]))
+    return rows[same]
+
+
+def differing_names(summary: pd.DataFrame) -> list[str]:
+    """Conditions that are not the same in all lines, beyond what the method column and rank_rate say."""
+    named = ["model", "data", "image_size", "layers", "first_stage", "iterations", "schedule", "precision"]
+    if summary["model"].nunique() == 1:  # else it differs with the model
+        named.append("baseline_sha256")
+    decomposed = summary[summary["method"] != "dense"]
+    per_method = {"layers": decomposed, "first_stage": decomposed}
+    per_method["iterations"] = decomposed[decomposed["method"] == "bijsvd"]
+    return [name for name in named if per_method.get(name, summary)[name].nunique(dropna=False) > 1]
+
+
+def percent(value: float | None) -> str:
+    return "" if value is None or pd.isna(value) else f"{value:.2f}"
+
+
+def short(value: Any) -> str:
+    """A schedule by its first words, the epochs; the sentence below the table has it in full."""
+    return str(value).split(", batch")[0]
+
+
+def label(row: Mapping[str, Any]) -> str:
+    """A row's method as the paper writes it."""
+    text = _LABELS.get(row["method"], "")
+    if row["method"] == "bijsvd":
+        text = f"Bi-JSVD_{row['left_share']:g}"
+    if row["method"] == "nc_ctd":
+        text = f"NC_CTD, own/shared {row['own_per_shared']:g}"
+    return text if row["hid"] != "dense" else f"{text}, HID dense"
+
+
+def conditions(rows: pd.DataFrame) -> str:
+    """What every number of the table was measured under, in one sentence."""
+
+    def all_of(name: str) -> str:
+        return " / ".join(str(value) for value in rows[name].unique())
+
+    baselines = [
+        f"{row['baseline_top1']:.2f} % after {row['baseline_schedule']} (sha256 {row['baseline_sha256'][:12]})"
+        for row in rows[~rows["from_scratch"]].drop_duplicates("baseline_sha256").to_dict("records")
+    ]
+    start = f"Dense network: {'; '.join(baselines)}." if baselines else "All networks start from random weights."
+    notes = "".join(
+        f" {model} is not in the paper: an extension." for model in rows["model"].unique() if not paper.has(model)
+    )
+    if "imagenet" in set(rows["data"]):
+        notes += " The paper's table VI contradicts itself: its FLOPs fit these rank rates, its CFs fit 0.075 and 0.2."
+    if (rows["schedule"] == "no training").all():
+        tuning = "No fine-tuning."
+    else:
+        what, seeds = "Fine-tuning" if baselines else "Training", all_of("seed").replace(" / ", ", ")
+        tuning = (
+            f"{what}, dense control too: {all_of('schedule')}; seeds {seeds}. Best: highest after any epoch, on the "
+            "test set, as the paper reports it."
+        )
+    first = rows.iloc[0]
+    return (
+        f"{all_of('model')} on {all_of('data')} ({all_of('image_size')} pixels a side, {first['num_train']:,} training "
+        f"and {first['num_test']:,} test images). {start} {tuning} "
+        f"{all_of('precision')}, {all_of('processor')}.{notes}"
+    )
