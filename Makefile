@@ -1,21 +1,31 @@
 # Everything runs in .venv, which the first target makes with PYTHON (3.11 or newer) and pip.
 PYTHON ?= python3
-DATA ?= digits
-RECIPE ?= short
-SEEDS ?= 3
+DATA ?=
+RECIPE ?= $(RECIPE_$(DATA))
+SEEDS ?=
 LOGGER ?= none
+LAUNCHER ?= here
 RATES ?= 0.02,0.04,0.08
 METHODS ?= svd,rjsvd1,ljsvd,bijsvd
 ARGS ?=
 
-PY := .venv/bin/python
+RECIPE_digits := short
+RECIPE_fashion_mnist := fashion_mnist
+RECIPE_cifar10 := paper_cifar
+RECIPE_cifar100 := paper_cifar
+RECIPE_imagenet := paper_imagenet
+RECIPE_imagefolder := paper_imagenet
 
-.PHONY: help install test test-slow lint reproduce-resnet34 sweep-ranks speed clean
+PY := .venv/bin/python
+# what is not given stays as the experiment has it
+GIVEN = $(if $(DATA),data=$(DATA)) $(if $(RECIPE),recipe=$(RECIPE)) $(if $(SEEDS),'seed=range($(SEEDS))') logger=$(LOGGER) launcher=$(LAUNCHER) $(ARGS)
+
+.PHONY: help install test test-slow lint reproduce-resnet34 reproduce-figure6 sweep-ranks tables speed clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
-	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 22
-	@echo "variables: DATA=$(DATA) RECIPE=$(RECIPE) SEEDS=$(SEEDS) LOGGER=$(LOGGER) RATES=$(RATES) METHODS=$(METHODS)"
+	@grep -hE '^[a-z0-9%-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 22
+	@echo "variables: DATA RECIPE SEEDS LOGGER=$(LOGGER) LAUNCHER=$(LAUNCHER) RATES=$(RATES) METHODS=$(METHODS)"
 	@echo "ARGS=... goes to python -m jointsvd.train as it is, for example ARGS='trainer.accelerator=cpu'"
 
 install: .venv/installed ## make .venv with everything in it
@@ -36,11 +46,24 @@ test-slow: .venv/installed ## all tests, the slow ones too
 lint: .venv/installed ## ruff and mypy
 	$(PY) -m ruff check . && $(PY) -m ruff format --check . && $(PY) -m mypy
 
-reproduce-resnet34: .venv/installed ## ResNet-34 by every method of the paper: table, results.csv, picture
-	$(PY) -m jointsvd.train experiment=reproduce_resnet34 data=$(DATA) recipe=$(RECIPE) logger=$(LOGGER) 'seed=range($(SEEDS))' $(ARGS)
+reproduce-resnet34: .venv/installed ## ResNet-34 by every matrix method, on digits: table, results.csv, picture
+	$(PY) -m jointsvd.train experiment=reproduce_resnet34 $(GIVEN)
+
+reproduce-figure6: .venv/installed ## CPU latency, batch 1, one core
+	$(PY) -m jointsvd.latency $(ARGS)
+
+reproduce-%: .venv/installed conf/experiment/%.yaml ## any of conf/experiment: table2 ... table8, figure3 ... figure6, ...
+	set -e; for part in $(basename $(notdir $(wildcard conf/experiment/$*.yaml conf/experiment/$*.*.yaml))); do \
+	  $(PY) -m jointsvd.train experiment=$$part $(GIVEN); done
+
+baseline-%: .venv/installed ## the dense network alone, for example baseline-resnet34 DATA=fashion_mnist
+	$(PY) -m jointsvd.train model=$* method=dense recipe.finetune.epochs=0 $(GIVEN)
 
 sweep-ranks: .venv/installed ## METHODS at each of RATES
-	$(PY) -m jointsvd.train -m data=$(DATA) recipe=$(RECIPE) logger=$(LOGGER) method=$(METHODS) method.rank_rate=$(RATES) 'seed=range($(SEEDS))' $(ARGS)
+	$(PY) -m jointsvd.train -m method=$(METHODS) method.rank_rate=$(RATES) $(GIVEN)
+
+tables: .venv/installed ## experiments/RESULTS.md and the pictures, from the committed rows
+	$(PY) -m jointsvd.report
 
 speed: .venv/installed ## time the decompositions and the training loop against plain ones
 	$(PY) experiments/speed/decomposition.py

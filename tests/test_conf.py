@@ -13,8 +13,8 @@ from jointsvd.datasets import Digits
 from jointsvd.models import build_model
 from jointsvd.module import Schedule
 from jointsvd.rules import METHODS
-from jointsvd.settings import CONF, Settings, architecture, plain
-from jointsvd.sweep import announce_hours, check_jobs
+from jointsvd.settings import CONF, Settings, architecture, plain, read_data
+from jointsvd.sweep import announce_hours, check_jobs, split_jobs
 
 
 def names(group):
@@ -58,7 +58,8 @@ def test_the_papers_recipes(configure):
 def test_models(configure, name):
     model = configure(f"model={name}").model
     with torch.device("meta"):
-        for data, stem in [(Digits(16), "cifar"), (Digits(224), "imagenet")]:
+        large = "cifar" if name in ("resnet56", "resnet110") else "imagenet"
+        for data, stem in [(Digits(16), "cifar"), (Digits(224), large)]:
             arguments = architecture(model, data)
             assert arguments["stem"] == stem
             assert find_groups(build_model(**arguments))
@@ -80,10 +81,46 @@ def test_trainers(configure, name):
     instantiate(trainer, devices=1, precision="32-true", logger=False, enable_checkpointing=False)
 
 
-@pytest.mark.parametrize("name", names("experiment"))
-def test_experiments(configure, name):
-    jobs = check_jobs(configure(f"experiment={name}", "hydra.sweeper.params.seed=0"))
-    assert len({job.run_name for job in jobs}) == 15  # 7 methods at 2 rates, and the dense control once
+NUM_JOBS = {  # for one seed: networks times methods times rank rates; table III is iterations times shares
+    "fashion_mnist_resnet34": 11 * 2,
+    "fashion_mnist_resnet34.epoch": 4,
+    "figure3": 2 * 5 * 2,
+    "figure3.resnet50": 5 * 2,
+    "figure4": 2 * 5 * 2,
+    "figure4.resnet50": 5 * 2,
+    "figure5": 8 * 5,
+    "reproduce_resnet34": 8 * 2,
+    "resnet56_cifar10": 5 * 2,
+    "table2": 2,
+    "table2.resnet50": 1,
+    "table3": 4 * 4,
+    **dict.fromkeys(["table4", "table5", "table7", "table8"], 2 * 11 * 2),
+    **dict.fromkeys([f"table{n}.resnet50" for n in (4, 5, 7, 8)], 8 * 2),
+    "table6": 8 * 2,
+    "vgg16_cifar10": 5 * 3,
+}
+
+
+def sweep_on_digits(configure, name, *overrides):
+    """The configuration of an experiment's sweep, as `make reproduce-... DATA=digits` starts it."""
+    cfg = configure(f"experiment={name}")
+    size = ["data.image_size=32"] if name.startswith("vgg16") else []
+    with read_write(cfg.hydra.overrides):
+        cfg.hydra.overrides.task = [f"experiment={name}", "data=digits", "recipe=smoke", *size, *overrides]
+    return cfg
+
+
+@pytest.mark.parametrize("name", [name for name in names("experiment") if name != "figure6"])
+def test_experiments(configure, digits, name):
+    """The first and the last job; the slow tests run them all."""
+    cfg = sweep_on_digits(configure, name, "seed=0")
+    jobs = split_jobs(cfg)
+    assert len(jobs) == NUM_JOBS[name]
+    for overrides in (jobs[0], jobs[-1]):
+        job = configure(*overrides)
+        settings = Settings.from_config(job, read_data(job))
+        assert settings.folder.name == settings.cfg.name
+        assert ("dense" in settings.run_name) == (not settings.plan.groups)
 
 
 def test_run_names_hold_every_swept_key_and_the_rest_by_id(configure, digits):

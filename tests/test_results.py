@@ -17,7 +17,7 @@ def make_row(**changes):
     values = {
         "model": "resnet34", "data": "digits", "image_size": 16, "num_train": 1437, "num_test": 360, "method": "ljsvd",
         "rank_rate": 0.04, "left_share": None, "own_per_shared": None, "hid": "decompose", "layers": None,
-        "first_stage": None, "iterations": None, "from_scratch": False, "seed": 0,
+        "iterations": None, "from_scratch": False, "seed": 0,
         "num_parameters": 981_002, "compression_factor": 21.69, "compression_factor_paper": 22.06,
         "flops": 136_000_000, "raw_top1": 70.0, "raw_top5": 95.0, "top1": 96.0, "top5": 100.0, "best_top1": 97.0,
         "baseline_top1": 97.5, "baseline_sha256": "ab" * 32, "baseline_schedule": "12 epochs", "schedule": "3 epochs",
@@ -85,7 +85,6 @@ def test_the_paper_is_looked_up_by_network_method_rate_and_data():
         {"layers": "layer1.*"},
         {"model": "vgg16_bn"},
         {"left_share": 0.4, "method": "bijsvd", "iterations": 30},
-        {"first_stage": 1},
     ):
         assert paper.printed(row | other) is None
     assert paper.printed(row | {"method": "nc_ctd", "own_per_shared": 0.5}).raw_top1 == 19.12

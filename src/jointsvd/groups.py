@@ -15,7 +15,6 @@ def find_groups(
     *,
     hid: Literal["alone", "joint", "dense"] = "alone",
     layers: Sequence[str] | None = None,
-    first_stage: int | None = None,
 ) -> list[tuple[str, ...]]:
     """Names of the convs to decompose, those decomposed jointly in one tuple, in the order of the network.
 
@@ -25,14 +24,12 @@ def find_groups(
     it precedes, or stays dense.
 
     layers: shell patterns (``layer3.*.conv2``) that choose the convs instead of the rule above.
-    first_stage: the first stage that is decomposed, counted from 1, instead of the rule's.
     Raises ValueError if nothing is found, or a pattern matches no conv.
     """
     convs = {name: module for name, module in model.named_modules() if _is_factorable(module)}
     places = _places(model, convs)
     if layers is None:
-        first = {kind: first_stage or stage for kind, stage in _FIRST_STAGE.items()}
-        chosen = [name for name in convs if name in places and places[name][0] >= first[places[name][1]]]
+        chosen = [name for name in convs if name in places and places[name][0] >= _FIRST_STAGE[places[name][1]]]
     else:
         chosen = _matching(convs, layers)
     if not chosen:

@@ -1,12 +1,14 @@
-"""Dense networks: ResNets of timm or torchvision and VGG-16, with an ImageNet or a CIFAR stem."""
+"""Dense networks: ResNets and VGGs of timm or torchvision, with an ImageNet or a CIFAR stem."""
 
 from typing import Any, Literal
 
 import timm
 import torchvision
+from timm.models.resnet import BasicBlock, ResNet
 from torch import nn
 
-NAMES = ("resnet18", "resnet34", "resnet50", "vgg16_bn")
+_CIFAR_BLOCKS = {"resnet56": 9, "resnet110": 18}  # blocks in each of three stages
+NAMES = ("resnet18", "resnet34", "resnet50", "vgg16_bn", "vgg19_bn", *_CIFAR_BLOCKS)
 
 
 def build_model(
@@ -20,11 +22,14 @@ def build_model(
 ) -> nn.Module:
     """A dense network with random weights, or with `source`'s ImageNet weights if `pretrained`.
 
-    stem: "cifar" is He et al.'s for 32 x 32 images: a 3x3 conv of stride 1 and no pooling; VGG-16 gets one linear
-    layer behind its 13 convs. With pretrained weights and other than 1000 classes the classifier is a new one.
+    stem: "cifar" is He et al.'s for 32 x 32 images: a 3x3 conv of stride 1 and no pooling; a VGG gets one linear layer
+    behind its convs. resnet56 and resnet110 are He et al.'s for CIFAR (widths 16, 32, 64), with 1x1 shortcuts.
+    With pretrained weights and other than 1000 classes the classifier is a new one.
     Raises ValueError for unknown names, and for pretrained weights that would not fit or could not be had.
     """
     check_architecture(name, in_channels=in_channels, stem=stem, source=source, pretrained=pretrained)
+    if name in _CIFAR_BLOCKS:
+        return _cifar_resnet(_CIFAR_BLOCKS[name], num_classes, in_channels)
     try:
         build = _timm if source == "timm" else _torchvision
         model = build(name, num_classes, in_channels, pretrained)
@@ -46,6 +51,8 @@ def check_architecture(name: str, *, in_channels: int, stem: str, source: str, p
         raise ValueError(f"unknown model {name!r}; one of {', '.join(NAMES)}")
     if stem not in ("cifar", "imagenet") or source not in ("timm", "torchvision"):
         raise ValueError(f"stem is 'cifar' or 'imagenet', source 'timm' or 'torchvision'; got {stem!r}, {source!r}")
+    if name in _CIFAR_BLOCKS and (source, stem, pretrained) != ("timm", "cifar", False):
+        raise ValueError(f"{name} is a network for CIFAR: set source=timm, stem=cifar and pretrained=false")
     if pretrained and (stem != "imagenet" or in_channels != 3):
         raise ValueError(
             "pretrained ImageNet weights have a stem for 3-channel images of 224 x 224; set stem=imagenet and "
@@ -70,6 +77,19 @@ def _torchvision(name: str, num_classes: int, in_channels: int, pretrained: bool
             model.features[0] = nn.Conv2d(in_channels, 64, 3, padding=1)
         else:
             model.conv1 = nn.Conv2d(in_channels, 64, 7, 2, 3, bias=False)
+    return model
+
+
+def _cifar_resnet(num_blocks: int, num_classes: int, in_channels: int) -> nn.Module:
+    """timm's ResNet with three stages; its stem has 64 channels, which becomes 16 here."""
+    block: Any = BasicBlock  # timm's annotation names an instance
+    model: Any = ResNet(block, (num_blocks,) * 3, num_classes=num_classes, channels=(16, 32, 64))
+    model.conv1 = nn.Conv2d(in_channels, 16, 3, 1, 1, bias=False)
+    model.bn1, model.maxpool, model.layer4 = nn.BatchNorm2d(16), nn.Identity(), nn.Identity()
+    first = model.layer1[0]
+    first.conv1, first.downsample = nn.Conv2d(16, 16, 3, 1, 1, bias=False), None
+    for conv in (model.conv1, first.conv1):
+        nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
     return model
 
 

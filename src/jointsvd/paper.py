@@ -56,7 +56,7 @@ def printed(row: Mapping[str, Any]) -> Printed | None:
         table = _read("extra_uncompressed_flops")
         found = table[(table["dataset"] == where) & (_names(table) == row["model"])]
         return Printed(*[float(found["top1"].iloc[0])] * 2) if len(found) else None
-    if isinstance(row["layers"], str) or pd.notna(row["first_stage"]):
+    if isinstance(row["layers"], str):
         return None  # the paper chose these layers otherwise
     if row["hid"] == "dense":
         return _figure5(row)
@@ -75,6 +75,17 @@ def printed(row: Mapping[str, Any]) -> Printed | None:
     first = found.iloc[0]
     raw = None if row["from_scratch"] else float(first["raw_top1"])
     return Printed(float(first.get("top1_mean", first.get("top1"))), raw, factor)
+
+
+def latency(row: Mapping[str, Any]) -> tuple[float, float] | None:
+    """Milliseconds of a decomposed network and of its dense one in figure 6, if it has them."""
+    table = _read("figure6_latency")
+    table = table[_names(table) == row["model"]]
+    factors = dict(zip(RANK_RATES, sorted(table["compression_factor"].unique(), reverse=True), strict=False))
+    table = table[table["compression_factor"] == factors.get(row["rank_rate"])].set_index("method")["time_ms"]
+    if row["method"] == "dense" or _method(row) not in table:
+        return None
+    return float(table[_method(row)]), float(table["original"])
 
 
 def _figure5(row: Mapping[str, Any]) -> Printed | None:

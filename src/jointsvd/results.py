@@ -37,7 +37,6 @@ class Row:
     own_per_shared: float | None
     hid: str | None
     layers: str | None
-    first_stage: int | None
     iterations: int | None
     from_scratch: bool  # trained from random weights; no dense network, no raw accuracy
     seed: int

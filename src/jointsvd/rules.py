@@ -25,7 +25,6 @@ def plan_compression(
     own_per_shared: float = 1.0,
     hid: Literal["decompose", "dense"] = "decompose",
     layers: Sequence[str] | None = None,
-    first_stage: int | None = None,
 ) -> Plan:
     """The paper's plan for `model`: every method spends the parameters that SVD has at `rank_rate`; the matrix methods
     group by group, the Tucker methods over the whole network.
@@ -33,7 +32,7 @@ def plan_compression(
     SVD takes rank ``floor(rank_rate * base)`` for each layer, base = O for a conv wider than 1x1 and min(I, O) for a
     1x1. `left_share` is p of Bi-JSVD, the share of the rank that is left; p = 0 is RJSVD-2 and p = 1 is LJSVD.
     `own_per_shared` is n of NC_CTD, own ranks for one shared (the paper reports the better of 1 and 0.5).
-    `hid` = "dense" leaves the HID layers as they are (figure 5). `layers` and `first_stage` as in `find_groups`.
+    `hid` = "dense" leaves the HID layers as they are (figure 5). `layers` as in `find_groups`.
 
     Raises ValueError for unknown methods and values out of range, for a group whose ranks are all 0, for one whose
     factors would hold no fewer parameters than its dense members, and for 1x1 convs under a Tucker method.
@@ -50,7 +49,7 @@ def plan_compression(
         raise ValueError(f"hid must be 'decompose' or 'dense', got {hid!r}")
 
     treatment: Literal["alone", "joint", "dense"] = "joint" if method == "rjsvd1" else "alone"
-    found = find_groups(model, hid="dense" if hid == "dense" else treatment, layers=layers, first_stage=first_stage)
+    found = find_groups(model, hid="dense" if hid == "dense" else treatment, layers=layers)
     if method in ("svd", "tucker2"):
         found = [(name,) for members in found for name in members]
     modules = dict(model.named_modules())

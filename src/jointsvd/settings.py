@@ -48,7 +48,9 @@ class Settings:
             if (schedule.num_images or 0) > data.num_train:
                 raise ValueError(f"recipe: num_images {schedule.num_images} of only {data.num_train} training images")
         arguments = architecture(cfg.model, data)
-        check_architecture(**arguments, pretrained=cfg.model.pretrained)
+        if cfg.model.pretrained not in (True, False, "auto"):
+            raise ValueError(f"model.pretrained is true, false or auto, got {cfg.model.pretrained!r}")
+        check_architecture(**arguments, pretrained=_pretrained(cfg, data))
         dense = _dense_without_weights(data.input_size, **arguments)
         if cfg.model.checkpoint:
             _check_checkpoint(cfg.model.checkpoint, **arguments)
@@ -65,6 +67,11 @@ class Settings:
     @property
     def folder(self) -> Path:
         return Path(self.cfg.output_dir) / self.cfg.name
+
+    @property
+    def pretrained(self) -> bool:
+        """Whether the dense network starts from its source's ImageNet weights."""
+        return _pretrained(self.cfg, self.data)
 
     @property
     def dense_id(self) -> str:
@@ -95,9 +102,7 @@ class Settings:
     def trains_dense(self) -> bool:
         """Whether this run would have to train the dense network first."""
         ready = (
-            self.cfg.from_scratch
-            or self.cfg.model.checkpoint
-            or (self.cfg.model.pretrained and self.data.num_classes == 1000)
+            self.cfg.from_scratch or self.cfg.model.checkpoint or (self.pretrained and self.data.num_classes == 1000)
         )
         return not ready and not self.dense_file.exists()
 
@@ -138,6 +143,10 @@ class Settings:
 def _values(schedule: Schedule) -> dict[str, Any]:
     """What training depends on, without what is off: an option that is added later keeps old names."""
     return {key: value for key, value in asdict(schedule).items() if value and key != "test_every"}
+
+
+def _pretrained(cfg: DictConfig, data: ImageData) -> bool:
+    return data.num_classes == 1000 if cfg.model.pretrained == "auto" else bool(cfg.model.pretrained)
 
 
 def architecture(model: DictConfig, data: ImageData) -> dict[str, Any]:

@@ -39,13 +39,13 @@ def dense_network(settings: Settings) -> Stage:
 
     def make() -> Stage:
         pl.seed_everything(cfg.baseline_seed, workers=True, verbose=False)
-        network = build_model(**settings.architecture, pretrained=cfg.model.pretrained and not cfg.model.checkpoint)
+        network = build_model(**settings.architecture, pretrained=settings.pretrained and not cfg.model.checkpoint)
         if cfg.model.checkpoint:
             load_weights(network, cfg.model.checkpoint)
             schedule = f"checkpoint {Path(cfg.model.checkpoint).name}"
         elif settings.trains_dense():
             schedule = str(settings.baseline)
-            if settings.baseline.init_std is not None and not cfg.model.pretrained:
+            if settings.baseline.init_std is not None and not settings.pretrained:
                 init_truncated_normal(network, settings.baseline.init_std)
             print(f"Training the dense {cfg.model.name}: {schedule}")
             train(settings, network, Plan(), settings.baseline, cfg.baseline_seed, settings.dense_file.parent)

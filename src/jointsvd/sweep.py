@@ -46,13 +46,18 @@ class SweepCallback(Callback):
             raise SystemExit(str(error)) from error
 
 
-def check_jobs(config: DictConfig) -> list[Settings]:
-    """The settings of all jobs of a sweep. Raises ValueError or FileNotFoundError for the first that cannot work."""
+def split_jobs(config: DictConfig) -> list[list[str]]:
+    """The overrides of each job of a sweep."""
     params = config.hydra.sweeper.params or {}
     sweep = [f"{key}={value}" for key, value in params.items()] + list(config.hydra.overrides.task)
     (jobs,) = BasicSweeper.split_arguments(OverridesParser.create().parse_overrides(sweep), None)
+    return [list(job) for job in jobs]
+
+
+def check_jobs(config: DictConfig) -> list[Settings]:
+    """The settings of all jobs of a sweep. Raises ValueError or FileNotFoundError for the first that cannot work."""
     settings: list[Settings] = []
-    for overrides in jobs:
+    for overrides in split_jobs(config):
         cfg = hydra.compose("train", overrides, return_hydra_config=True)
         HydraConfig.instance().set_config(cfg)
         try:

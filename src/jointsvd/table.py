@@ -86,12 +86,11 @@ def control_of(row: Mapping[str, Any], rows: pd.DataFrame) -> pd.DataFrame:
 
 def differing_names(summary: pd.DataFrame) -> list[str]:
     """Conditions that are not the same in all lines, beyond what the method column and rank_rate say."""
-    named = ["model", "data", "image_size", "layers", "first_stage", "iterations", "schedule", "precision"]
+    named = ["model", "data", "image_size", "layers", "iterations", "schedule", "precision"]
     if summary["model"].nunique() == 1:  # else it differs with the model
         named.append("baseline_sha256")
     decomposed = summary[summary["method"] != "dense"]
-    per_method = {"layers": decomposed, "first_stage": decomposed}
-    per_method["iterations"] = decomposed[decomposed["method"] == "bijsvd"]
+    per_method = {"layers": decomposed, "iterations": decomposed[decomposed["method"] == "bijsvd"]}
     return [name for name in named if per_method.get(name, summary)[name].nunique(dropna=False) > 1]
 
 

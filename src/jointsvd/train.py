@@ -8,6 +8,7 @@ from dataclasses import asdict
 from typing import Any
 
 import hydra
+import torch
 import wandb
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
@@ -15,6 +16,7 @@ from omegaconf import DictConfig
 
 from jointsvd.cost import compression_factor, num_flops, num_parameters
 from jointsvd.files import read_metadata
+from jointsvd.gpus import own_gpu
 from jointsvd.models import build_model
 from jointsvd.module import device_of, resolve_precision
 from jointsvd.report import report
@@ -44,7 +46,11 @@ def main(cfg: DictConfig) -> None:
         raise SystemExit(f"nothing was run: {error}") from error
     if alone:
         announce_hours([settings])
-    run(settings)
+    on_gpus = torch.cuda.device_count() if device_of(cfg.trainer).type == "cuda" else 0
+    with own_gpu(on_gpus if cfg.trainer.devices == 1 else 0) as index:
+        if index is not None:
+            cfg.trainer.devices = [index]
+        run(settings)
     if alone:
         report(settings.folder, cfg.logger)
 
@@ -106,7 +112,6 @@ def make_row(settings: Settings) -> Row:
         own_per_shared=method.get("own_per_shared"),
         hid=method.get("hid"),
         layers=" ".join(layers) if layers else None,
-        first_stage=method.get("first_stage"),
         iterations=method.get("iterations"),
         from_scratch=cfg.from_scratch,
         seed=cfg.seed,
