@@ -63,7 +63,7 @@ sweep-ranks: .venv/installed ## METHODS at each of RATES
 	$(PY) -m jointsvd.train -m method=$(METHODS) method.rank_rate=$(RATES) $(GIVEN)
 
 tables: .venv/installed ## experiments/RESULTS.md and the pictures, from the committed rows
-	$(PY) -m jointsvd.report
+	$(PY) -m jointsvd.committed
 
 speed: .venv/installed ## time the decompositions and the training loop against plain ones
 	$(PY) experiments/speed/decomposition.py

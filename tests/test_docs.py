@@ -8,13 +8,13 @@ import tomllib
 from pathlib import Path
 
 import nbformat
-import pandas as pd
 import pytest
 import torch
 import yaml
 from nbclient import NotebookClient
 
 from jointsvd import compress_model, plan_compression, save_compressed
+from jointsvd.committed import read, results
 from jointsvd.models import build_model
 from jointsvd.table import conditions, readable
 
@@ -37,9 +37,17 @@ COMMANDS = sorted(
 @pytest.mark.parametrize("command", [line for line in COMMANDS if line.startswith("make ")])
 def test_make_commands_exist(command):
     _, target, *variables = shlex.split(command)
-    assert re.search(rf"^{target}:", MAKEFILE, re.MULTILINE)
     for variable in variables:
         assert re.search(rf"^{variable.split('=')[0]} \?=", MAKEFILE, re.MULTILINE), variable
+    result = subprocess.run(["make", "-n", "-C", ROOT, target, *variables], capture_output=True, text=True, check=True)
+    assert "$" not in result.stdout.replace("$part", "")
+
+
+def test_every_experiment_has_its_folder_with_the_command():
+    for path in (ROOT / "conf" / "experiment").glob("*.yaml"):
+        name = path.name.split(".")[0]
+        if name != "reproduce_resnet34":
+            assert f"make reproduce-{name}" in (ROOT / "experiments" / name / "README.md").read_text()
 
 
 @pytest.mark.parametrize("command", [line for line in COMMANDS if "python -m jointsvd." in line])
@@ -52,19 +60,28 @@ def test_python_commands_compose(command, configure):
 
 def test_every_target_is_in_the_help():
     result = subprocess.run(["make", "-C", ROOT, "help"], capture_output=True, text=True, check=True)
-    targets = set(re.findall(r"^([a-z][a-z0-9-]*):", MAKEFILE, re.MULTILINE))
+    targets = set(re.findall(r"^([a-z][a-z0-9%-]*):", MAKEFILE, re.MULTILINE))
     assert all(f"{target} " in result.stdout for target in targets)
 
 
 @pytest.mark.parametrize("folder", EXPERIMENTS, ids=lambda folder: folder.name)
 def test_committed_tables_are_those_of_the_committed_rows(folder):
-    rows = pd.read_csv(folder / "results.csv", dtype={"config_id": str})
+    rows = read(folder)
     table = readable(rows).to_markdown(index=False, disable_numparse=True)
     assert (folder / "table.md").read_text() == f"{table}\n\n{conditions(rows)}\n"
-    assert table in README, f"README does not show the table of {folder.name}"
-    assert conditions(rows) in README.replace("\n", " "), f"README does not show the conditions of {folder.name}"
     assert (folder / "README.md").exists()
     assert rows["command"].str.startswith("python -m jointsvd.train").all()
+
+
+def test_the_results_page_is_made_of_the_committed_tables():
+    assert (ROOT / "experiments" / "RESULTS.md").read_text() == results()
+
+
+@pytest.mark.parametrize("name", ["resnet34_digits"])
+def test_the_readme_shows_the_tables_as_committed(name):
+    table, _, note = (ROOT / "experiments" / name / "table.md").read_text().rpartition("\n\n")
+    assert table in README
+    assert note.strip() in README.replace("\n", " ")
 
 
 def test_there_are_results():

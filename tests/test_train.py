@@ -187,13 +187,13 @@ def test_after_kill_9_a_sweep_runs_only_what_is_missing(tmp_path):
     (first,) = folder.glob("svd-*/row.json")
     (interrupted,) = folder.glob("ljsvd-*/last.ckpt")
     assert len(pd.read_csv(folder / "results.csv")) == 1
-    before = first.stat().st_mtime_ns, next(folder.glob("dense-*/network.safetensors")).stat().st_mtime_ns
+    before = first.stat().st_mtime_ns, next(tmp_path.glob("dense/*/network.safetensors")).stat().st_mtime_ns
 
     result = subprocess.run(command, capture_output=True, text=True, check=True, timeout=300)
     assert f"{first.parent} is finished" in result.stdout
     assert not interrupted.exists()
     assert sorted(pd.read_csv(folder / "results.csv")["method"]) == ["ljsvd", "svd"]
-    assert before == (first.stat().st_mtime_ns, next(folder.glob("dense-*/network.safetensors")).stat().st_mtime_ns)
+    assert before == (first.stat().st_mtime_ns, next(tmp_path.glob("dense/*/network.safetensors")).stat().st_mtime_ns)
 
     start = time.monotonic()
     subprocess.run(command, capture_output=True, check=True, timeout=300)

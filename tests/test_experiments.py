@@ -1,0 +1,65 @@
+"""Every experiment end to end on digits, and the ways to run a sweep side by side (all slow)."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from jointsvd.settings import CONF
+
+pytestmark = pytest.mark.slow
+TINY = ["data=digits", "recipe=smoke", "recipe.baseline.num_images=64", "recipe.finetune.num_images=64"]
+SWEEPS = sorted(path.stem for path in Path(CONF, "experiment").glob("*.yaml") if path.stem != "figure6")
+
+
+def run(module, *overrides, **options):
+    command = [sys.executable, "-m", f"jointsvd.{module}", *overrides]
+    return subprocess.run(command, capture_output=True, text=True, timeout=3000, **options)
+
+
+@pytest.mark.parametrize("name", SWEEPS)
+def test_every_experiment_runs_on_digits(name, tmp_path):
+    size = "32" if name.startswith("vgg") else "16"  # five poolings
+    result = run("train", f"experiment={name}", *TINY, f"data.image_size={size}", "seed=0", f"output_dir={tmp_path}")
+    assert result.returncode == 0, result.stdout[-2000:] + result.stderr[-2000:]
+    (table,) = tmp_path.glob("*/results.csv")
+    rows = pd.read_csv(table)
+    assert set(rows["data"]) == {"digits"}
+    assert not rows["config_id"].duplicated().any()
+    assert (table.parent / "table.md").exists()
+    scratch = name.startswith(("table7", "table8", "figure3", "figure4"))
+    assert set(rows["from_scratch"]) == {scratch}
+    assert rows["raw_top1"].isna().all() == scratch
+    assert bool(list(tmp_path.glob("dense/*"))) != scratch
+
+
+def test_the_latency_experiment_runs(tmp_path):
+    result = run("latency", "models=[resnet18]", "rank_rates=[0.04]", "passes=3", f"output_dir={tmp_path}")
+    assert result.returncode == 0, result.stderr
+    rows = pd.read_csv(tmp_path / "figure6" / "latency.csv")
+    assert list(rows["method"]) == ["dense", "svd", "rjsvd1", "rjsvd2", "ljsvd", "bijsvd"]
+    assert (rows["milliseconds"] > 0).all()
+
+
+@pytest.mark.parametrize("launcher", ["joblib", "processes"])  # the second is submitit's, without Slurm
+def test_jobs_side_by_side_make_the_rows_of_a_sweep(launcher, tmp_path):
+    result = run(
+        "train", "-m", *TINY, "model=resnet18", "method=svd,ljsvd", "seed=0,1", f"launcher={launcher}",
+        f"output_dir={tmp_path}",
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    rows = pd.read_csv(tmp_path / "resnet18-digits-smoke" / "results.csv")
+    assert sorted(zip(rows["method"], rows["seed"], strict=True)) == [(m, s) for m in ("ljsvd", "svd") for s in (0, 1)]
+    assert rows["baseline_sha256"].nunique() == 1  # one of them trained it, the others waited
+
+
+def test_two_sweeps_on_one_folder_do_each_job_once(tmp_path):
+    command = [sys.executable, "-m", "jointsvd.train", "-m", *TINY, "model=resnet18", "method=svd,ljsvd,rjsvd2"]
+    sweeps = [subprocess.Popen([*command, f"output_dir={tmp_path}"], stdout=subprocess.PIPE, text=True) for _ in "ab"]
+    outputs = [sweep.communicate(timeout=600)[0] for sweep in sweeps]
+    assert [sweep.returncode for sweep in sweeps] == [0, 0]
+    rows = pd.read_csv(tmp_path / "resnet18-digits-smoke" / "results.csv")
+    assert sorted(rows["method"]) == ["ljsvd", "rjsvd2", "svd"]
+    assert sum(output.count(" is finished") for output in outputs) == 3
