@@ -15,7 +15,6 @@ from matplotlib.figure import Figure
 from omegaconf import DictConfig
 from rich.progress import track
 from torch import nn
-from torch.utils.benchmark import Timer
 
 from jointsvd import paper
 from jointsvd.cost import compression_factor, num_flops
@@ -53,6 +52,8 @@ class LatencyRow:
 
 def latency(model: nn.Module, images: torch.Tensor, threads: int, passes: int) -> tuple[float, float]:
     """(median, interquartile range) in milliseconds of `passes` forward passes after a warm-up."""
+    from torch.utils.benchmark import Timer  # looks for a CUDA toolkit, and says so where there is none
+
     with torch.inference_mode():
         timer = Timer("model(images)", globals={"model": model.eval(), "images": images}, num_threads=threads)
         timer.timeit(10)
