@@ -1,21 +1,40 @@
-"""Convolutions as matrices, and the factor layers that replace them.
+"""Convolutions and linear layers as matrices, and the factor layers that replace them.
 
 A conv weight (O, I, F1, F2) unfolds to the paper's matrix W of (F1*I) x (F2*O): row ``f1 * I + i``, column
 ``f2 * O + o``. ``W = U V`` is then a vertical conv F1 x 1 (I -> rank) followed by a horizontal conv 1 x F2 (rank -> O).
+A linear layer is the 1 x 1 case: W = weight^T, two linear layers.
 """
 
 from collections import OrderedDict
+from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor, nn
 
 from jointsvd.plan import AnyGroup, TuckerGroup
 
+MatrixLayer = nn.Conv2d | nn.Linear  # what can be one matrix
+
+
+def is_matrix(module: object) -> bool:
+    """Whether a module is an ungrouped conv or a linear layer; a subclass may compute something else."""
+    return type(module) is nn.Linear or (type(module) is nn.Conv2d and module.groups == 1)
+
 
 def unfold(weight: Tensor) -> Tensor:
-    """General unfolding of a conv weight: (O, I, F1, F2) -> (F1*I, F2*O)."""
+    """General unfolding of a weight: (O, I, F1, F2) -> (F1*I, F2*O), and (O, I) -> (I, O)."""
+    if weight.ndim == 2:
+        return weight.T
     out_channels, in_channels, height, width = weight.shape
     return weight.permute(2, 1, 3, 0).reshape(height * in_channels, width * out_channels)
+
+
+def fold(W: Tensor, shape: Sequence[int]) -> Tensor:
+    """The weight of that shape which unfolds to W."""
+    if len(shape) == 2:
+        return W.T.contiguous()
+    out_channels, in_channels, height, width = shape
+    return W.reshape(height, in_channels, width, out_channels).permute(3, 1, 0, 2).contiguous()
 
 
 def fold_u(U: Tensor, height: int) -> Tensor:
@@ -28,23 +47,25 @@ def fold_v(V: Tensor, width: int) -> Tensor:
     return V.reshape(len(V), width, -1).permute(2, 0, 1).unsqueeze(2).contiguous()
 
 
-def unfolded_shape(conv: nn.Conv2d) -> tuple[int, int]:
-    """(F1*I, F2*O), the shape of the matrix that `conv` unfolds to."""
-    height, width = conv.kernel_size
-    return height * conv.in_channels, width * conv.out_channels
+def unfolded_shape(layer: MatrixLayer) -> tuple[int, int]:
+    """(F1*I, F2*O), the shape of the matrix that a layer unfolds to."""
+    if isinstance(layer, nn.Linear):
+        return layer.in_features, layer.out_features
+    height, width = layer.kernel_size
+    return height * layer.in_channels, width * layer.out_channels
 
 
-class FactorizedConv2d(nn.Module):
-    """``v(u(x))``: a conv whose matrix is the product of two factors of one rank; nothing stands between them.
+class FactorPair(nn.Module):
+    """``v(u(x))``: a layer whose matrix is the product of two factors of one rank; nothing stands between them.
 
     u: F1 x 1, I -> rank, with the vertical stride, padding and dilation of the conv it stands for.
-    v: 1 x F2, rank -> O, with the horizontal ones and the bias.
+    v: 1 x F2, rank -> O, with the horizontal ones and the bias. Both are linear where they stand for a linear layer.
     """
 
-    def __init__(self, conv: nn.Conv2d, rank: int, *, bias: bool):
+    def __init__(self, layer: MatrixLayer, rank: int, *, bias: bool):
         super().__init__()
-        self.u = _half(conv, 0, conv.in_channels, rank, bias=False)
-        self.v = _half(conv, 1, rank, conv.out_channels, bias=bias)
+        self.u = _half(layer, 0, rank, bias=False)
+        self.v = _half(layer, 1, rank, bias=bias)
 
     @property
     def ranks(self) -> tuple[int, ...]:
@@ -54,13 +75,13 @@ class FactorizedConv2d(nn.Module):
         return self.v(self.u(x))
 
 
-class TwoBranchConv2d(nn.Module):
+class TwoBranches(nn.Module):
     """``right(x) + left(x)``: ``W = U_n V + U V_n``; right shares its v with the group and has the bias, left its u."""
 
-    def __init__(self, conv: nn.Conv2d, left_rank: int, right_rank: int):
+    def __init__(self, layer: MatrixLayer, left_rank: int, right_rank: int):
         super().__init__()
-        self.right = FactorizedConv2d(conv, right_rank, bias=conv.bias is not None)
-        self.left = FactorizedConv2d(conv, left_rank, bias=False)
+        self.right = FactorPair(layer, right_rank, bias=layer.bias is not None)
+        self.left = FactorPair(layer, left_rank, bias=False)
 
     @property
     def ranks(self) -> tuple[int, ...]:
@@ -109,56 +130,62 @@ class CoupledTuckerConv2d(nn.Module):
         return self.own(x) + self.shared(x)
 
 
-FactorLayer = FactorizedConv2d | TwoBranchConv2d | TuckerConv2d | CoupledTuckerConv2d
+FactorLayer = FactorPair | TwoBranches | TuckerConv2d | CoupledTuckerConv2d
 
 
-def factor_layer(conv: nn.Conv2d, group: AnyGroup) -> FactorLayer:
-    """The factor layer that stands for the member `conv` of `group`: random factors, the trained bias of `conv`, its
-    device and dtype; nothing is shared yet.
+def factor_layer(layer: MatrixLayer, group: AnyGroup) -> FactorLayer:
+    """What stands for the member `layer` of `group`: random factors, the trained bias, device and dtype of `layer`;
+    nothing is shared yet.
 
-    Raises ValueError for a grouped conv, which is not one matrix.
+    Raises ValueError for a grouped conv, which is not one matrix, and for a linear layer in a Tucker group.
     """
-    if conv.groups != 1:
-        raise ValueError(f"a conv with groups={conv.groups} is not one matrix; leave it out of the plan")
-    layer, last = _unfilled(conv, group)
-    if conv.bias is not None:
-        last.bias = nn.Parameter(conv.bias.detach().clone())
-    for parameter in layer.parameters():
-        parameter.requires_grad_(conv.weight.requires_grad)
-    return layer.train(conv.training)
+    if isinstance(layer, nn.Conv2d) and layer.groups != 1:
+        raise ValueError(f"a conv with groups={layer.groups} is not one matrix; leave it out of the plan")
+    factors, last = _unfilled(layer, group)
+    if layer.bias is not None:
+        last.bias = nn.Parameter(layer.bias.detach().clone())
+    for parameter in factors.parameters():
+        parameter.requires_grad_(layer.weight.requires_grad)
+    return factors.train(layer.training)
 
 
-def _unfilled(conv: nn.Conv2d, group: AnyGroup) -> tuple[FactorLayer, nn.Conv2d]:
-    """The layer, and the conv in it that has the bias."""
-    bias = conv.bias is not None
+def _unfilled(layer: MatrixLayer, group: AnyGroup) -> tuple[FactorLayer, MatrixLayer]:
+    """The layer, and the one in it that has the bias."""
+    bias = layer.bias is not None
     if isinstance(group, TuckerGroup):
+        if isinstance(layer, nn.Linear):
+            raise ValueError("Tucker-2 is for convs; leave linear layers out of the plan")
         if group.shared is None:
-            tucker = TuckerConv2d(conv, group.own, bias=bias)
+            tucker = TuckerConv2d(layer, group.own, bias=bias)
             return tucker, tucker.last
-        coupled = CoupledTuckerConv2d(conv, group.own, group.shared)
+        coupled = CoupledTuckerConv2d(layer, group.own, group.shared)
         return coupled, coupled.own.last
     if group.left_rank and group.right_rank:
-        two = TwoBranchConv2d(conv, group.left_rank, group.right_rank)
+        two = TwoBranches(layer, group.left_rank, group.right_rank)
         return two, two.right.v
-    pair = FactorizedConv2d(conv, group.left_rank or group.right_rank, bias=bias)
+    pair = FactorPair(layer, group.left_rank or group.right_rank, bias=bias)
     return pair, pair.v
 
 
-def _half(conv: nn.Conv2d, axis: int, in_channels: int, out_channels: int, *, bias: bool) -> nn.Conv2d:
-    """The conv that works along one axis (0 vertical, 1 horizontal) with the geometry `conv` has there."""
+def _half(layer: MatrixLayer, axis: int, rank: int, *, bias: bool) -> MatrixLayer:
+    """The layer that works along one axis (0 vertical, I -> rank; 1 horizontal, rank -> O) with the geometry that
+    `layer` has there."""
+    where: dict[str, Any] = {"device": layer.weight.device, "dtype": layer.weight.dtype}
+    if isinstance(layer, nn.Linear):
+        sizes = (layer.in_features, rank) if axis == 0 else (rank, layer.out_features)
+        return nn.Linear(*sizes, bias=bias, **where)
 
     def along(values: tuple[int, ...], elsewhere: int) -> tuple[int, int]:
         return (values[0], elsewhere) if axis == 0 else (elsewhere, values[1])
 
+    channels = (layer.in_channels, rank) if axis == 0 else (rank, layer.out_channels)
     return nn.Conv2d(
-        in_channels,
-        out_channels,
-        along(conv.kernel_size, 1),
-        stride=along(conv.stride, 1),
-        padding=conv.padding if isinstance(conv.padding, str) else along(conv.padding, 0),
-        dilation=along(conv.dilation, 1),
-        padding_mode=conv.padding_mode,
+        *channels,
+        along(layer.kernel_size, 1),
+        stride=along(layer.stride, 1),
+        padding=layer.padding if isinstance(layer.padding, str) else along(layer.padding, 0),
+        dilation=along(layer.dilation, 1),
+        padding_mode=layer.padding_mode,
         bias=bias,
-        device=conv.weight.device,
-        dtype=conv.weight.dtype,
+        **where,
     )

@@ -6,20 +6,23 @@ from typing import cast
 
 from torch import Tensor, nn
 
+from jointsvd.calibrate import Statistics
 from jointsvd.decompose import NUM_ITERATIONS, bijsvd, ljsvd, rjsvd
 from jointsvd.layers import (
     CoupledTuckerConv2d,
-    FactorizedConv2d,
     FactorLayer,
+    FactorPair,
+    MatrixLayer,
     TuckerConv2d,
-    TwoBranchConv2d,
+    TwoBranches,
     factor_layer,
     fold_u,
     fold_v,
     unfold,
 )
-from jointsvd.plan import AnyGroup, Plan, TuckerGroup
+from jointsvd.plan import AnyGroup, Group, Plan, TuckerGroup
 from jointsvd.tucker import TuckerFactors, coupled_tucker2, tucker2
+from jointsvd.weighted import weighted_bijsvd
 
 
 def build_structure(model: nn.Module, plan: Plan) -> nn.Module:
@@ -33,24 +36,27 @@ def build_structure(model: nn.Module, plan: Plan) -> nn.Module:
         raise ValueError(f"compress the network inside {type(model).__name__} (its .module), before it is wrapped")
     structure = deepcopy(model)
     for group in plan.groups:
-        convs = _members(structure, group)
-        layers = [factor_layer(conv, group) for conv in convs]
-        _share(layers, group)
-        for conv, layer in zip(convs, layers, strict=True):
-            _replace(structure, conv, layer)
+        members = _members(structure, group)
+        factors = [factor_layer(layer, group) for layer in members]
+        _share(factors, group)
+        for old, new in zip(members, factors, strict=True):
+            _replace(structure, old, new)
     return structure
 
 
-def compress_model(model: nn.Module, plan: Plan, *, iterations: int = NUM_ITERATIONS) -> nn.Module:
+def compress_model(
+    model: nn.Module, plan: Plan, *, iterations: int = NUM_ITERATIONS, statistics: Statistics | None = None
+) -> nn.Module:
     """A copy of `model` in which each group is replaced by its joint decomposition; `model` stays as it was.
 
-    iterations: K of Bi-JSVD and NC_CTD. Raises ValueError as `build_structure` does, for ranks too large for their
-    layers, and for weights that hold NaN or infinite values.
+    iterations: K of Bi-JSVD and NC_CTD. statistics: of the members' inputs (`collect_statistics`); the error of the
+    layers' outputs is then made small, not that of their weights. Raises ValueError as `build_structure` does, for
+    ranks too large for their layers, and for weights that hold NaN or infinite values.
     """
     compressed = build_structure(model, plan)
     for group in plan.groups:
         try:
-            factors = _decompose(_members(model, group), group, iterations)
+            factors = _decompose(_members(model, group), group, iterations, statistics)
         except ValueError as error:
             raise ValueError(f"group {', '.join(group.members)}: {error}") from error
         for name, weights in zip(group.members, factors, strict=True):
@@ -84,8 +90,8 @@ def _planned(group: AnyGroup) -> tuple[type[nn.Module], tuple[int, ...]]:
     if isinstance(group, TuckerGroup):
         return (CoupledTuckerConv2d, group.own + group.shared) if group.shared else (TuckerConv2d, group.own)
     if group.left_rank and group.right_rank:
-        return TwoBranchConv2d, (group.left_rank, group.right_rank)
-    return FactorizedConv2d, (group.left_rank or group.right_rank,)
+        return TwoBranches, (group.left_rank, group.right_rank)
+    return FactorPair, (group.left_rank or group.right_rank,)
 
 
 def _shared_parts(group: AnyGroup) -> list[str]:
@@ -97,33 +103,50 @@ def _shared_parts(group: AnyGroup) -> list[str]:
     return ["u"] if group.left_rank else ["v"]
 
 
-def _decompose(convs: list[nn.Conv2d], group: AnyGroup, iterations: int) -> list[dict[str, Tensor]]:
-    """For each member the weights of the convs in its factor layer."""
+def _decompose(
+    layers: list[MatrixLayer], group: AnyGroup, iterations: int, statistics: Statistics | None
+) -> list[dict[str, Tensor]]:
+    """For each member the weights of the layers in its factor layer."""
     if isinstance(group, TuckerGroup):
-        return _decompose_tucker(convs, group, iterations)
-    Ws = [unfold(conv.weight) for conv in convs]
+        return _decompose_tucker(layers, group, iterations)
+    Ws = [unfold(layer.weight.detach()) for layer in layers]
+    Us, V, U, Vs = _factors(Ws, group, iterations, statistics)
+    pairs: list[dict[str, Tensor]] = []
+    for n, layer in enumerate(layers):
+        if group.left_rank and group.right_rank:
+            pairs.append(_pair(layer, Us[n], V, "right.") | _pair(layer, U, Vs[n], "left."))
+        else:
+            pairs.append(_pair(layer, U, Vs[n]) if group.left_rank else _pair(layer, Us[n], V))
+    return pairs
+
+
+def _factors(
+    Ws: list[Tensor], group: Group, iterations: int, statistics: Statistics | None
+) -> tuple[list[Tensor], Tensor, Tensor, list[Tensor]]:
+    """(U_n, V, U, V_n), of which a method without a left or right rank leaves its two empty."""
+    nothing = Ws[0].new_zeros(0, 0)
+    if statistics is not None:
+        Cs = [statistics.weighted_moment(name) for name in group.members]
+        return weighted_bijsvd(Ws, Cs, group.left_rank, group.right_rank)
     if group.left_rank and group.right_rank:
-        Us, V, U, Vs = bijsvd(Ws, group.left_rank, group.right_rank, iterations=iterations)
-        right = [_pair(conv, U_n, V, "right.") for conv, U_n in zip(convs, Us, strict=True)]
-        left = [_pair(conv, U, V_n, "left.") for conv, V_n in zip(convs, Vs, strict=True)]
-        return [one | other for one, other in zip(right, left, strict=True)]
+        return bijsvd(Ws, group.left_rank, group.right_rank, iterations=iterations)
     if group.left_rank:
-        U, Vs = ljsvd(Ws, group.left_rank)
-        return [_pair(conv, U, V_n) for conv, V_n in zip(convs, Vs, strict=True)]
-    Us, V = rjsvd(Ws, group.right_rank)
-    return [_pair(conv, U_n, V) for conv, U_n in zip(convs, Us, strict=True)]
+        return [], nothing, *ljsvd(Ws, group.left_rank)
+    return *rjsvd(Ws, group.right_rank), nothing, []
 
 
-def _decompose_tucker(convs: list[nn.Conv2d], group: TuckerGroup, iterations: int) -> list[dict[str, Tensor]]:
-    Ws = [conv.weight.permute(2, 3, 1, 0) for conv in convs]
+def _decompose_tucker(layers: list[MatrixLayer], group: TuckerGroup, iterations: int) -> list[dict[str, Tensor]]:
+    Ws = [layer.weight.permute(2, 3, 1, 0) for layer in layers]
     if not group.shared:
         return [_triple(tucker2(W, group.own)) for W in Ws]
     own, shared = coupled_tucker2(Ws, group.own, group.shared, iterations=iterations)
     return [_triple(factors, "own.") | _triple(shared, "shared.") for factors in own]
 
 
-def _pair(conv: nn.Conv2d, U: Tensor, V: Tensor, branch: str = "") -> dict[str, Tensor]:
-    height, width = conv.kernel_size
+def _pair(layer: MatrixLayer, U: Tensor, V: Tensor, branch: str = "") -> dict[str, Tensor]:
+    if isinstance(layer, nn.Linear):
+        return {f"{branch}u": U.T, f"{branch}v": V.T}
+    height, width = layer.kernel_size
     return {f"{branch}u": fold_u(U, height), f"{branch}v": fold_v(V, width)}
 
 
@@ -144,32 +167,36 @@ def _weight(layer: nn.Module, part: str) -> nn.Parameter:
     return cast(nn.Parameter, layer.get_submodule(part).weight)
 
 
-def _members(model: nn.Module, group: AnyGroup) -> list[nn.Conv2d]:
-    """The convs that the group names, checked to have the side in common that the group shares."""
+def _members(model: nn.Module, group: AnyGroup) -> list[MatrixLayer]:
+    """The layers that the group names, checked to have the side in common that the group shares."""
     modules = dict(model.named_modules(remove_duplicate=False))
-    convs: list[nn.Conv2d] = []
+    layers: list[MatrixLayer] = []
     for name in group.members:
         module = modules.get(name)
-        if type(module) is not nn.Conv2d:  # a subclass may compute something else
+        if type(module) not in (nn.Conv2d, nn.Linear):  # a subclass may compute something else
             found = "nothing" if module is None else type(module).__name__
-            raise ValueError(f"the plan decomposes {name!r}, which must be a plain nn.Conv2d; the network has {found}")
-        convs.append(module)
+            raise ValueError(
+                f"the plan decomposes {name!r}, which must be a plain nn.Conv2d or nn.Linear; the network has {found}"
+            )
+        layers.append(cast(MatrixLayer, module))
     for what, key in _equal_sides(group):
-        if len({key(conv) for conv in convs}) > 1:
-            keys = dict(zip(group.members, map(key, convs), strict=True))
+        keys = {name: key(layer) for name, layer in zip(group.members, layers, strict=True)}
+        if len(set(keys.values())) > 1 or len({type(layer) for layer in layers}) > 1:
             raise ValueError(f"{what} must be equal in a group, got {keys}")
-    return convs
+    return layers
 
 
-def _equal_sides(group: AnyGroup) -> list[tuple[str, Callable[[nn.Conv2d], tuple[int, ...]]]]:
+def _equal_sides(group: AnyGroup) -> list[tuple[str, Callable[[MatrixLayer], tuple[int, ...]]]]:
     if isinstance(group, TuckerGroup):
         what = "NC_CTD shares a whole Tucker-2: the weights' shapes"
-        return [(what, lambda conv: tuple(conv.weight.shape))] if group.shared else []
-    sides: list[tuple[str, Callable[[nn.Conv2d], tuple[int, ...]]]] = []
-    if group.right_rank:
-        sides.append(("RJSVD shares V: output channels and kernel width", lambda c: (c.out_channels, c.kernel_size[1])))
+        return [(what, lambda layer: tuple(layer.weight.shape))] if group.shared else []
+    sides: list[tuple[str, Callable[[MatrixLayer], tuple[int, ...]]]] = []
+    if group.right_rank and len(group.members) > 1:
+        what = "RJSVD shares V: output channels and kernel width"
+        sides.append((what, lambda layer: (layer.weight.shape[0], *layer.weight.shape[3:])))
     if group.left_rank:
-        sides.append(("LJSVD shares U: input channels and kernel height", lambda c: (c.in_channels, c.kernel_size[0])))
+        what = "LJSVD shares U: input channels and kernel height"
+        sides.append((what, lambda layer: tuple(layer.weight.shape[1:3])))
     return sides
 
 
