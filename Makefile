@@ -38,7 +38,7 @@ install: .venv/installed ## make .venv with everything in it
 	@touch $@
 
 test: .venv/installed ## fast tests, offline, on a CPU
-	$(PY) -m pytest -q
+	OMP_NUM_THREADS=1 $(PY) -m pytest -q -n auto --maxprocesses 4
 
 test-slow: .venv/installed ## all tests, the slow ones too
 	$(PY) -m pytest -q -m ''

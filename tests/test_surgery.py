@@ -278,7 +278,7 @@ def test_members_that_do_not_fit_are_refused():
         (Group(("0", "1"), right_rank=1), "shares V"),
         (Group(("0", "1"), left_rank=1), "shares U"),
         (Group(("2",), right_rank=1), "groups=2"),
-        (Group(("4",), right_rank=1), "plain nn.Conv2d; the network has StdConv2d"),
+        (Group(("4",), right_rank=1), "plain nn.Conv2d or nn.Linear; the network has StdConv2d"),
         (Group(("3",), right_rank=1), "has ReLU"),
         (Group(("9",), right_rank=1), "has nothing"),
     ]:

@@ -44,7 +44,7 @@ def evaluate_command(*overrides):
 
 
 def test_a_run_writes_a_row_that_its_files_confirm(settings, monkeypatch):
-    job = settings("method=bijsvd_0.3")
+    job = settings("method=bijsvd_0.3", "method.iterations=3")
     train_module.run(job)
     row = collect(job.folder).iloc[0]
     file = job.folder / job.run_name / "network.safetensors"
@@ -160,7 +160,7 @@ def test_wandb_gets_runs_in_a_group_and_the_table_of_the_csv(settings, tmp_path,
     train_module.run(job)
     train_module.run(settings("method=ljsvd", "logger=wandb", "recipe.finetune.epochs=0"))
     table = report(job.folder, job.cfg.logger)
-    patterns = capsys.readouterr().out.partition("wandb sync ")[2].split()[:2]
+    patterns = capsys.readouterr().out.partition("wandb sync ")[2].split()[:3]
 
     runs = [Path(run) for pattern in patterns for run in glob.glob(f"{pattern}/run-*.wandb")]
     assert len(runs) == 4  # dense network, fine-tuning, raw, summary

@@ -1,5 +1,8 @@
 """Joint matrix decomposition of CNNs: layers of the same shape share one SVD factor (Chen et al., arXiv 2107.04386)."""
 
+from jointsvd.allocate import plan_for_budget
+from jointsvd.budget import Compressed, compress
+from jointsvd.calibrate import Statistics, collect_statistics, recalibrate_batchnorm
 from jointsvd.cost import compression_factor, num_flops, num_parameters
 from jointsvd.decompose import bijsvd, ljsvd, rjsvd, truncated_svd
 from jointsvd.files import load_compressed, save_compressed
@@ -11,11 +14,15 @@ from jointsvd.tucker import coupled_tucker2, tucker2
 
 __version__ = "0.1.0"
 __all__ = [
+    "Compressed",
     "Group",
     "Plan",
+    "Statistics",
     "TuckerGroup",
     "bijsvd",
     "build_structure",
+    "collect_statistics",
+    "compress",
     "compress_model",
     "compression_factor",
     "coupled_tucker2",
@@ -25,6 +32,8 @@ __all__ = [
     "num_flops",
     "num_parameters",
     "plan_compression",
+    "plan_for_budget",
+    "recalibrate_batchnorm",
     "rjsvd",
     "save_compressed",
     "truncated_svd",

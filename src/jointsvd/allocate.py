@@ -1,8 +1,9 @@
 """A budget in, a plan out: which layers stay dense, are factored alone or share a factor, and at which rank.
 
-Every choice has an error (the squared output error of its layers, weighted; see `Statistics`) and a cost in parameters
-and FLOPs. One price for each budget turns costs into errors; at given prices every option takes the rank whose
-eigenvalues are all worth their price, or stays dense, and the prices at which the budgets just hold come by bisection.
+Every choice has an error (the change of the network's output, to second order; see `weighted.py`) and a cost in
+parameters and FLOPs. One price for each budget turns costs into errors; at given prices every option takes the rank
+whose eigenvalues are all worth their price, or stays dense, and the prices at which the budgets just hold come by
+bisection.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -21,17 +22,20 @@ from jointsvd.plan import Group, Plan
 from jointsvd.weighted import matrix_power, with_ridge
 
 Kind = Literal["alone", "left", "right"]
+Pooled = dict[Kind, dict[tuple[Any, ...], Tensor]]
 Cost = tuple[float, float]  # parameters, FLOPs of an image; prices and limits come in the same pairs
 
 
 @dataclass(frozen=True, eq=False)
 class Layer:
-    """A layer as the planner sees it: its matrix W (rows, cols), its weighted input moment C (rows, rows), the FLOPs of
-    a column of U and of a row of V, and what another layer must agree on to share U (left) or V (right)."""
+    """A layer as the planner sees it: its matrix W (rows, cols), the metrics C (rows, rows) and G (cols, cols) of its
+    error, the FLOPs of a column of U and of a row of V, and what another layer must agree on to share U (left) or V
+    (right)."""
 
     name: str
     W: Tensor
     C: Tensor
+    G: Tensor
     u_flops: float
     v_flops: float
     left_side: tuple[Any, ...]
@@ -120,7 +124,7 @@ def plan_for_budget(
     kept = num_parameters(model) - dense[0]  # biases, norms and what cannot be factored
     limits = ((dense[0] + kept) / params - kept if params else inf, dense[1] / flops if flops else inf)
 
-    options = [Option((layer,), "alone", _eigenvalues(_gram(layer))) for layer in layers]
+    options = [Option((layer,), "alone", _eigenvalues(_alone(layer))) for layer in layers]
     _check_reachable(options, limits, rank_multiple, kept)
     prices = _find_prices(options, limits, rank_multiple)
     if share:
@@ -137,14 +141,14 @@ def _layers(model: nn.Module, statistics: Statistics) -> list[Layer]:
     owners = [id(weight) for module in model.modules() for weight in module._parameters.values()]
     layers = []
     for name, module in model.named_modules():
-        if not is_matrix(module) or name not in statistics.moments or owners.count(id(module.weight)) > 1:
+        if not is_matrix(module) or name not in statistics.inputs or owners.count(id(module.weight)) > 1:
             continue
         weight: Tensor = module.weight
         W = unfold(weight.detach()).double().cpu()
         vertical, horizontal = statistics.positions[name]
         sides = (type(module), *weight.shape[1:3]), (type(module), weight.shape[0], *weight.shape[3:])
-        C = with_ridge(statistics.weighted_moment(name).cpu())
-        layers.append(Layer(name, W, C, 2 * len(W) * vertical, 2 * W.shape[1] * horizontal, *sides))
+        C, G = (with_ridge(moment.cpu()) for moment in statistics.metric(name, W.shape[1]))
+        layers.append(Layer(name, W, C, G, 2 * len(W) * vertical, 2 * W.shape[1] * horizontal, *sides))
     return layers
 
 
@@ -231,23 +235,23 @@ def _merge(options: Sequence[Option], prices: Cost, multiple: int) -> list[Optio
     """
     ranks = {option.layers[0].name: _cheapest(option, prices, multiple).rank for option in options}
     layers = [option.layers[0] for option in options]
-    roots = _pooled_roots(layers)
-    sides: dict[Kind, dict[str, tuple[Tensor, float]]] = {
-        "right": {layer.name: _leading(_gram(layer), ranks[layer.name]) for layer in layers},
-        "left": {
-            layer.name: _leading(_left_gram(layer, roots), ranks[layer.name])
+    pooled = _pooled_roots(layers)
+    sketches: dict[Kind, dict[str, tuple[Tensor, float]]] = {
+        kind: {
+            layer.name: _leading(_gram(layer, kind, pooled), ranks[layer.name])
             for layer in layers
-            if layer.left_side in roots
-        },
+            if getattr(layer, f"{kind}_side") in pooled[kind]
+        }
+        for kind in pooled
     }
 
     def join(one: Option, other: Option) -> tuple[float, Option]:
         """What the best way to share between two options saves, and that way."""
         separate = sum(_cheapest(option, prices, multiple).price(prices) for option in (one, other))
         best = (0.0, one)
-        for kind, sketches in sides.items():
+        for kind in sketches:
             if _may_join(one, other, kind):
-                choice = _cheapest(_sketched(one.layers + other.layers, kind, sketches), prices, multiple)
+                choice = _cheapest(_sketched(one.layers + other.layers, kind, sketches[kind]), prices, multiple)
                 gain = separate - choice.price(prices)
                 best = (gain, choice.option) if choice.rank and gain > best[0] else best
         return best
@@ -263,7 +267,7 @@ def _merge(options: Sequence[Option], prices: Cost, multiple: int) -> list[Optio
         gains = {key: value for key, value in gains.items() if not set(key) & set(pair)}
         gains |= {(option, joint): join(option, joint) for option in current}
         current.append(joint)
-    return [_exact(option, roots) for option in current]
+    return [_exact(option, pooled) for option in current]
 
 
 def _may_join(one: Option, other: Option, kind: Kind) -> bool:
@@ -278,10 +282,10 @@ def _sketched(layers: tuple[Layer, ...], kind: Kind, sketches: Mapping[str, tupl
     return Option(layers, kind, _eigenvalues(gram), sum(sketches[layer.name][1] for layer in layers))
 
 
-def _exact(option: Option, roots: Mapping[tuple[Any, ...], Tensor]) -> Option:
+def _exact(option: Option, pooled: Pooled) -> Option:
     if option.kind == "alone":
         return option
-    grams = [_gram(layer) if option.kind == "right" else _left_gram(layer, roots) for layer in option.layers]
+    grams = [_gram(layer, option.kind, pooled) for layer in option.layers]
     return Option(option.layers, option.kind, _eigenvalues(torch.stack(grams).sum(0)))
 
 
@@ -293,23 +297,33 @@ def _leading(gram: Tensor, rank: int) -> tuple[Tensor, float]:
     return (Q[:, -keep:] * eigenvalues[-keep:].sqrt()).T, float(eigenvalues[:-keep].sum())
 
 
-def _gram(layer: Layer) -> Tensor:
-    """Its eigenvalues are the errors that ranks of this layer alone take away; those of a sum, with V shared."""
-    return layer.W.T @ layer.C @ layer.W
+def _alone(layer: Layer) -> Tensor:
+    """The Gram matrix of ``C^1/2 W G^1/2``; its eigenvalues are the errors that ranks of the layer alone take away."""
+    half = matrix_power(layer.C, 0.5) @ layer.W @ matrix_power(layer.G, 0.5)
+    return half.T @ half if len(half) > half.shape[1] else half @ half.T
 
 
-def _left_gram(layer: Layer, roots: Mapping[tuple[Any, ...], Tensor]) -> Tensor:
-    """The same with U shared, were the layer's moment the mean of those it may share with."""
-    half = roots[layer.left_side] @ layer.W
-    return half @ half.T
+def _gram(layer: Layer, kind: Kind, pooled: Pooled) -> Tensor:
+    """The same for a layer that shares U (left) or V (right), had it the metric that is pooled for the shared side; the
+    eigenvalues of a sum are those of the layers that share."""
+    if kind == "left":
+        root = pooled[kind][layer.left_side]
+        return root @ layer.W @ layer.G @ layer.W.T @ root
+    root = pooled[kind][layer.right_side]
+    return root @ layer.W.T @ layer.C @ layer.W @ root
 
 
-def _pooled_roots(layers: Sequence[Layer]) -> dict[tuple[Any, ...], Tensor]:
-    """For each left side that several layers have, the square root of the mean of their moments."""
-    sides: dict[tuple[Any, ...], list[Tensor]] = {}
-    for layer in layers:
-        sides.setdefault(layer.left_side, []).append(layer.C)
-    return {side: matrix_power(torch.stack(Cs).mean(0), 0.5) for side, Cs in sides.items() if len(Cs) > 1}
+def _pooled_roots(layers: Sequence[Layer]) -> Pooled:
+    """For each side that several layers have in common, the square root of the mean of their metrics there."""
+    found: Pooled = {"left": {}, "right": {}}
+    for kind, key, metric in (("left", "left_side", "C"), ("right", "right_side", "G")):
+        sides: dict[tuple[Any, ...], list[Tensor]] = {}
+        for layer in layers:
+            sides.setdefault(getattr(layer, key), []).append(getattr(layer, metric))
+        found[kind] = {  # type: ignore[index]
+            side: matrix_power(torch.stack(Ms).mean(0), 0.5) for side, Ms in sides.items() if len(Ms) > 1
+        }
+    return found
 
 
 def _eigenvalues(gram: Tensor) -> Tensor:

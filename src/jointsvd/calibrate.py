@@ -1,11 +1,11 @@
-"""What a network does on calibration data: second moments of its layers' inputs, how much each layer's error matters,
-and batch-norm statistics measured again. Labels are never used."""
+"""What a network does on calibration data: second moments of its layers' inputs and of the gradients that come back to
+their outputs, and batch-norm statistics measured again. Labels are never used."""
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from copy import deepcopy
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -13,91 +13,82 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from jointsvd.layers import MatrixLayer, fold, is_matrix, unfold
-from jointsvd.weighted import matrix_power, with_ridge
+from jointsvd.layers import MatrixLayer, is_matrix
 
 Loader = Iterable[Any]  # of batches (N, ...), or of tuples whose first item is one
-PROBE_ERROR = 0.1  # share of a layer's output energy that a probe takes away
 
 
 @dataclass(frozen=True)
 class Statistics:
     """Of the layers of one network on calibration data; each mapping goes by the layer's name.
 
-    moments: second moment (F1*I, F1*I) of the vertical strips (F1 x I values) that the layer's matrix multiplies,
-    summed over the positions of an image and averaged over images. weights: what a unit of squared output error of the
-    layer costs; 1 unless measured. positions: an image's outputs behind the layer's two factors (vertical, horizontal).
+    inputs: second moment (F1*I, F1*I) of the vertical strips (F1 x I values) that the layer's matrix multiplies, summed
+    over the positions of an image, averaged over images. outputs: second moment (O, O) of the gradients of the log
+    probability at the layer's outputs, averaged over positions and images. positions: an image's outputs behind the
+    layer's two factors (vertical, horizontal).
     """
 
-    moments: Mapping[str, Tensor]
-    weights: Mapping[str, float]
+    inputs: Mapping[str, Tensor]
+    outputs: Mapping[str, Tensor]
     positions: Mapping[str, tuple[float, float]]
     num_images: int
 
-    def weighted_moment(self, name: str) -> Tensor:
-        """Raises ValueError for a layer that was not seen."""
-        if name not in self.moments:
+    def metric(self, name: str, cols: int) -> tuple[Tensor, Tensor]:
+        """(C, G) of the layer for its matrix (rows, cols = F2*O), halved so that the weighted error is a KL divergence.
+
+        Raises ValueError for a layer that was not seen.
+        """
+        if name not in self.inputs:
             raise ValueError(f"no statistics of {name!r}: it did not run on the calibration data")
-        return self.moments[name] * self.weights[name]
+        G = self.outputs[name]
+        eye = torch.eye(cols // len(G), dtype=G.dtype, device=G.device)
+        return self.inputs[name] / 2, torch.kron(eye, G)
 
 
-@torch.no_grad()
-def collect_statistics(model: nn.Module, loader: Loader) -> Statistics:
-    """Second moments of the inputs of every ungrouped Conv2d and every Linear of `model` that runs.
+@torch.enable_grad()
+def collect_statistics(model: nn.Module, loader: Loader, *, seed: int = 0) -> Statistics:
+    """Second moments at every ungrouped Conv2d and every Linear of `model` that runs, in evaluation mode.
 
-    loader: batches on the model's device, or tuples whose first item is one. The model runs in evaluation mode and is
-    left as it was. Raises ValueError for a loader that is empty or gives no images, for images that hold NaN, are on
-    another device, of another dtype or shape than the model takes, and for a model in half precision.
+    loader: batches on the model's device, or tuples whose first item is one. The gradients are those of the log
+    probability of classes drawn (by `seed`) from the model's own predictions, a softmax over its last dimension, as for
+    the Fisher information; `model` is left as it was. Raises ValueError for a loader that is empty or gives no images,
+    for images that hold NaN, are on another device, of another dtype or shape than the model takes, for a model in half
+    precision, and for one that returns no logits.
     """
-    sums: dict[str, Tensor] = {}
+    sums: dict[tuple[str, str], Tensor] = {}
     positions: Counter[tuple[str, int]] = Counter()
+
+    def add(name: str, what: str, vectors: Tensor) -> None:
+        moment = (vectors.T @ vectors).double()
+        sums[name, what] = sums[name, what] + moment if (name, what) in sums else moment
 
     def recorder(name: str) -> Callable[..., None]:
         def record(layer: MatrixLayer, inputs: tuple[Tensor], output: Tensor) -> None:
-            strips = vertical_strips(layer, inputs[0])
-            moment = (strips.T @ strips).double()
-            sums[name] = sums[name] + moment if name in sums else moment
+            add(name, "in", vertical_strips(layer, inputs[0].detach()))
+            channels = 1 if output.ndim == 4 else -1
+            if output.requires_grad:
+                output.register_hook(lambda g: add(name, "out", g.movedim(channels, -1).reshape(-1, g.shape[channels])))
             outputs = output.numel() // layer.weight.shape[0]
             wider = inputs[0].shape[-1] / output.shape[-1] if output.ndim == 4 else 1
             positions.update({(name, 0): outputs * wider, (name, 1): outputs})
 
         return record
 
-    layers = {name: module for name, module in model.named_modules() if is_matrix(module)}
-    handles = [layer.register_forward_hook(recorder(name)) for name, layer in layers.items()]
-    try:
-        num = sum(len(images) for images, _ in _run(model, loader))
-    finally:
-        for handle in handles:
-            handle.remove()
-    moments = {name: total / num for name, total in sums.items()}
-    counts = {name: (positions[name, 0] / num, positions[name, 1] / num) for name in moments}
-    return Statistics(moments, dict.fromkeys(moments, 1.0), counts, num)
-
-
-@torch.no_grad()
-def measure_weights(model: nn.Module, statistics: Statistics, loader: Loader, *, num_images: int = 128) -> Statistics:
-    """`statistics` with measured weights: the KL divergence of the network's output (a softmax over its last dimension)
-    for a unit of squared output error of each layer, by a low-rank probe of one layer at a time.
-
-    num_images: how many of the loader's images the probes see. Raises ValueError as `collect_statistics`, and for a
-    model whose output is no tensor of at least two columns.
-    """
-    batches = list(_first_images(loader, num_images))
-    dense = [F.log_softmax(_logits(output), -1) for _, output in _run(model, batches)]
-    probe = deepcopy(model)
-    weights = {}
-    for name, moment in statistics.moments.items():
-        layer: Any = probe.get_submodule(name)
-        weight = layer.weight.detach().clone()
-        layer.weight.data = _probe(layer, moment)
-        change = unfold(layer.weight - weight).double()
-        error = float((change * (moment @ change)).sum())
-        outputs = [F.log_softmax(_logits(output), -1) for _, output in _run(probe, batches)]
-        layer.weight.data = weight
-        kl = F.kl_div(torch.cat(outputs), torch.cat(dense), reduction="batchmean", log_target=True)
-        weights[name] = max(float(kl), 0.0) / error if error > 0 else 0.0
-    return replace(statistics, weights=weights)
+    copy = deepcopy(model).requires_grad_(False)
+    for name, module in copy.named_modules():
+        if is_matrix(module):
+            module.register_forward_hook(recorder(name))
+    generator, num = torch.Generator().manual_seed(seed), 0
+    for images, output in _run(copy, loader, differentiable=True):
+        log_probs = F.log_softmax(_logits(output), -1)
+        drawn = torch.multinomial(log_probs.detach().exp().cpu(), 1, generator=generator).to(log_probs.device)
+        log_probs.gather(1, drawn).sum().backward()
+        num += len(images)
+    names = [name for name, what in sums if what == "out"]
+    counts = {name: (positions[name, 0] / num, positions[name, 1] / num) for name in names}
+    inputs = {name: sums[name, "in"] / num for name in names}
+    outputs = {name: sums[name, "out"] / positions[name, 1] for name in names}
+    return Statistics(inputs, outputs, counts, num)
 
 
 @torch.no_grad()
@@ -140,34 +131,15 @@ def vertical_strips(layer: MatrixLayer, x: Tensor) -> Tensor:
     return torch.stack(rows, 1).permute(0, 3, 4, 1, 2).reshape(-1, height * x.shape[1])
 
 
-def _probe(layer: Any, moment: Tensor) -> Tensor:
-    """The layer's weight at the rank that loses PROBE_ERROR of its output energy."""
-    root = matrix_power(with_ridge(moment), 0.5)
-    W = unfold(layer.weight.detach()).double()
-    _, S, Vh = torch.linalg.svd(root @ W, full_matrices=False)
-    kept = S.square().cumsum(0) < (1 - PROBE_ERROR) * S.square().sum()
-    V = Vh[: max(int(kept.sum()), 1)]
-    return fold(W @ V.T @ V, layer.weight.shape).to(layer.weight.dtype)
-
-
 def _logits(output: Any) -> Tensor:
-    if not isinstance(output, Tensor) or output.ndim < 2 or output.shape[-1] < 2:
-        raise ValueError(
-            "measured weights need a network that returns a tensor of two or more logits; use weights='equal'"
-        )
-    return output.float().flatten(0, -2)
+    if not isinstance(output, Tensor) or output.ndim < 2 or output.shape[-1] < 2 or not output.requires_grad:
+        raise ValueError("calibration needs a network that returns one tensor of two or more logits")
+    return output.flatten(0, -2)
 
 
-def _first_images(loader: Loader, num_images: int) -> Iterator[Tensor]:
-    for batch in loader:
-        images = _images_of(batch)
-        yield images[:num_images]
-        num_images -= len(images)
-        if num_images <= 0:
-            return
-
-
-def _run(model: nn.Module, loader: Loader, training: Iterable[nn.Module] = ()) -> Iterator[tuple[Tensor, Any]]:
+def _run(
+    model: nn.Module, loader: Loader, *, training: Iterable[nn.Module] = (), differentiable: bool = False
+) -> Iterator[tuple[Tensor, Any]]:
     """(images, output) of each batch; all modules but those `training` in evaluation mode."""
     parameter = next(model.parameters(), None)
     if parameter is not None and parameter.dtype not in (torch.float32, torch.float64):
@@ -181,6 +153,10 @@ def _run(model: nn.Module, loader: Loader, training: Iterable[nn.Module] = ()) -
             nothing = False
             if parameter is not None and images.device != parameter.device:
                 raise ValueError(f"the model is on {parameter.device}, a calibration batch on {images.device}")
+            if not len(images) or not torch.isfinite(images).all():
+                raise ValueError("a calibration batch is empty, or holds NaN or infinite values")
+            if differentiable:
+                images = images.detach().clone().requires_grad_()
             try:
                 output = model(images)
             except RuntimeError as error:
@@ -198,8 +174,6 @@ def _images_of(batch: Any) -> Tensor:
     if not isinstance(images, Tensor) or images.ndim < 2 or not images.is_floating_point():
         got = f"{images.dtype} {tuple(images.shape)}" if isinstance(images, Tensor) else type(images).__name__
         raise ValueError(f"calibration needs batches of images as floats, or tuples that begin with one; got {got}")
-    if not len(images) or not torch.isfinite(images).all():
-        raise ValueError("a calibration batch is empty, or holds NaN or infinite values")
     return images
 
 

@@ -49,8 +49,8 @@ def compress_model(
 ) -> nn.Module:
     """A copy of `model` in which each group is replaced by its joint decomposition; `model` stays as it was.
 
-    iterations: K of Bi-JSVD and NC_CTD. statistics: of the members' inputs (`collect_statistics`); the error of the
-    layers' outputs is then made small, not that of their weights. Raises ValueError as `build_structure` does, for
+    iterations: K of Bi-JSVD and NC_CTD. statistics: of the members (`collect_statistics`); the change of the network's
+    output is then made small, not that of its weights. Raises ValueError as `build_structure` does, for
     ranks too large for their layers, and for weights that hold NaN or infinite values.
     """
     compressed = build_structure(model, plan)
@@ -126,8 +126,9 @@ def _factors(
     """(U_n, V, U, V_n), of which a method without a left or right rank leaves its two empty."""
     nothing = Ws[0].new_zeros(0, 0)
     if statistics is not None:
-        Cs = [statistics.weighted_moment(name) for name in group.members]
-        return weighted_bijsvd(Ws, Cs, group.left_rank, group.right_rank)
+        metrics = [statistics.metric(name, W.shape[1]) for name, W in zip(group.members, Ws, strict=True)]
+        Cs, Gs = ([metric[side] for metric in metrics] for side in (0, 1))
+        return weighted_bijsvd(Ws, Cs, Gs, group.left_rank, group.right_rank)
     if group.left_rank and group.right_rank:
         return bijsvd(Ws, group.left_rank, group.right_rank, iterations=iterations)
     if group.left_rank:

@@ -64,5 +64,6 @@ def log_summary(folder: Path, table: pd.DataFrame, rows: pd.DataFrame, logger: M
             }
         )
     if offline:
-        places = f"{folder}/wandb/offline-run-* {folder}/*/wandb/offline-run-*"
-        print(f"W&B: no API key, so runs were written offline; upload them by: wandb sync {places}")
+        places = [folder, folder / "*", folder.parent / "dense" / "*"]  # the summary, the runs, their dense networks
+        patterns = " ".join(f"{place}/wandb/offline-run-*" for place in places)
+        print(f"W&B: no API key, so runs were written offline; upload them by: wandb sync {patterns}")

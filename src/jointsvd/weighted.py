@@ -1,9 +1,10 @@
-"""Joint decompositions that make the error of layers' outputs small, given second moments of their inputs.
+"""Joint decompositions that change the network's output little, given how its layers are used.
 
-The objective is ``sum_n tr (W_n - A_n)^T C_n (W_n - A_n)`` for the approximations A_n, where C_n (rows, rows) is the
-second moment of what member n multiplies by W_n (rows, cols_n): its squared output error. With C_n the identity these
-are `rjsvd`, `ljsvd` and `bijsvd`. Everything is computed in float64; eigendecompositions and a ridge stand in for
-Cholesky factors, so moments may be singular or zero.
+The objective is ``sum_n tr (W_n - A_n)^T C_n (W_n - A_n) G_n`` for the approximations A_n, where C_n (rows, rows) is
+the second moment of what member n multiplies by W_n (rows, cols_n), and G_n (cols_n, cols_n) that of the gradients that
+come back to its outputs: the Kronecker-factored second-order change of the output (Grosse and Martens, arXiv
+1602.01407). With identities these are `rjsvd`, `ljsvd` and `bijsvd`. All is computed in float64; eigendecompositions
+and a ridge stand in for Cholesky factors, so moments may be singular or zero.
 """
 
 from collections.abc import Sequence
@@ -13,69 +14,78 @@ from torch import Tensor
 
 from jointsvd.decompose import leading_eigenvectors
 
-RIDGE = 1e-6  # of the mean eigenvalue: directions that the inputs never take are fitted as plain weights
+RIDGE = 1e-3  # of the mean eigenvalue, for directions that the calibration data do not show
 TOLERANCE = 1e-4  # alternations end when the objective falls by less than this share
 MAX_ITERATIONS = 20
 _CG_STEPS = 6
 
 
-def weighted_rjsvd(Ws: Sequence[Tensor], Cs: Sequence[Tensor], rank: int) -> tuple[list[Tensor], Tensor]:
-    """``W_n ~ U_n V``, in closed form: the rows of V are the leading eigenvectors of ``sum_n W_n^T C_n W_n``, and
-    ``U_n = W_n V^T``.
+def weighted_rjsvd(
+    Ws: Sequence[Tensor], Cs: Sequence[Tensor], Gs: Sequence[Tensor], rank: int
+) -> tuple[list[Tensor], Tensor]:
+    """``W_n ~ U_n V`` with one V: `weighted_ljsvd` of the transposes.
 
-    Ws: N matrices (rows_n, cols), Cs: N symmetric positive semidefinite (rows_n, rows_n). Returns U_n (rows_n, rank)
-    and V (rank, cols) with orthonormal rows. Raises ValueError for shapes that do not fit, and a rank outside 1..cols.
+    Ws: N matrices (rows_n, cols), Cs: (rows_n, rows_n), Gs: (cols, cols), symmetric positive semidefinite. Returns U_n
+    (rows_n, rank) and V (rank, cols). Raises ValueError for shapes that do not fit together and bad ranks.
     """
-    doubles, moments = _checked(Ws, Cs)
-    V_t = _fit_right(doubles, moments, rank)
-    return [_like(W @ V_t, Ws[0]) for W in doubles], _like(V_t.T, Ws[0])
+    V, Us = weighted_ljsvd([W.T for W in Ws], Gs, Cs, rank)
+    return [U.T.contiguous() for U in Us], V.T.contiguous()
 
 
-def weighted_ljsvd(Ws: Sequence[Tensor], Cs: Sequence[Tensor], rank: int) -> tuple[Tensor, list[Tensor]]:
-    """``W_n ~ U V_n``. Closed form if all C_n agree; the start is that of their sum, then V_n by least squares and U by
-    conjugate gradients take turns until the objective settles.
+def weighted_ljsvd(
+    Ws: Sequence[Tensor], Cs: Sequence[Tensor], Gs: Sequence[Tensor], rank: int
+) -> tuple[Tensor, list[Tensor]]:
+    """``W_n ~ U V_n`` with one U. Closed form for one member, or if all C_n agree: truncated SVD of ``C^1/2 W G^1/2``.
+    Else that of the mean C is the start, and V_n by least squares and U by conjugate gradients take turns until the
+    objective settles.
 
     Ws: N matrices (rows, cols_n). Returns U (rows, rank) and V_n (rank, cols_n). Raises ValueError as `weighted_rjsvd`.
     """
-    doubles, moments = _checked(Ws, Cs)
-    U, Vs = _fit_left(doubles, moments, rank, None)
+    doubles, Cs, Gs = _checked(Ws, Cs, Gs)
+    roots = [matrix_power(G, 0.5) for G in Gs]
+    if not 1 <= rank <= len(doubles[0]):
+        raise ValueError(f"rank must be between 1 and {len(doubles[0])} for these matrices, got {rank}")
+    U, Ys = _fit_left([W @ root for W, root in zip(doubles, roots, strict=True)], Cs, rank)
+    Vs = [torch.linalg.solve(root, Y.T).T for Y, root in zip(Ys, roots, strict=True)]
     return _like(U, Ws[0]), [_like(V, Ws[0]) for V in Vs]
 
 
 def weighted_bijsvd(
-    Ws: Sequence[Tensor], Cs: Sequence[Tensor], left_rank: int, right_rank: int
+    Ws: Sequence[Tensor], Cs: Sequence[Tensor], Gs: Sequence[Tensor], left_rank: int, right_rank: int
 ) -> tuple[list[Tensor], Tensor, Tensor, list[Tensor]]:
     """``W_n ~ U_n V + U V_n``: the two fits take turns on each other's residuals, from zero, until the error settles.
 
     Returns U_n, V, U, V_n as `bijsvd` does. With one rank 0 this is `weighted_ljsvd` or `weighted_rjsvd`, and the
     factors of the other are empty. Raises ValueError as `weighted_rjsvd`.
     """
-    doubles, moments = _checked(Ws, Cs)
-    rows = [len(W) for W in doubles]
-    Us = [W.new_zeros(n, 0) for W, n in zip(doubles, rows, strict=True)]
-    V_t, U = doubles[0].new_zeros(doubles[0].shape[1], 0), doubles[0].new_zeros(rows[0], 0)
-    Vs = [W.new_zeros(0, W.shape[1]) for W in doubles]
+    nothing = Ws[0].new_zeros(0, 0)
+    if not left_rank:
+        return *weighted_rjsvd(Ws, Cs, Gs, right_rank), nothing, []
+    if not right_rank:
+        return [], nothing, *weighted_ljsvd(Ws, Cs, Gs, left_rank)
+    left = [torch.zeros_like(W) for W in Ws]
     previous = float("inf")
-    for _ in range(MAX_ITERATIONS if left_rank and right_rank else 1):
-        residuals = doubles
-        if right_rank:
-            left_part = [W - U @ V for W, V in zip(doubles, Vs, strict=True)] if left_rank else doubles
-            V_t = _fit_right(left_part, moments, right_rank)
-            Us = [R @ V_t for R in left_part]
-            residuals = [W - U_n @ V_t.T for W, U_n in zip(doubles, Us, strict=True)]
-        if left_rank:
-            U, Vs = _fit_left(residuals, moments, left_rank, U if U.shape[1] else None)
-        error = _objective(residuals, moments, [U @ V for V in Vs]) if left_rank else 0.0
+    for _ in range(MAX_ITERATIONS):
+        Us, V = weighted_rjsvd([W - A for W, A in zip(Ws, left, strict=True)], Cs, Gs, right_rank)
+        right = [U_n @ V for U_n in Us]
+        U, Vs = weighted_ljsvd([W - A for W, A in zip(Ws, right, strict=True)], Cs, Gs, left_rank)
+        left = [U @ V_n for V_n in Vs]
+        error = objective(Ws, Cs, Gs, [one + other for one, other in zip(left, right, strict=True)])
         if error > previous * (1 - TOLERANCE):
             break
         previous = error
-    first = Ws[0]
-    return [_like(U_n, first) for U_n in Us], _like(V_t.T, first), _like(U, first), [_like(V, first) for V in Vs]
+    return Us, V, U, Vs
 
 
-def objective(Ws: Sequence[Tensor], Cs: Sequence[Tensor], approximations: Sequence[Tensor]) -> float:
-    """``sum_n tr (W_n - A_n)^T C_n (W_n - A_n)``, without a ridge."""
-    return _objective(*([x.detach().double() for x in xs] for xs in (Ws, Cs, approximations)))
+def objective(
+    Ws: Sequence[Tensor], Cs: Sequence[Tensor], Gs: Sequence[Tensor], approximations: Sequence[Tensor]
+) -> float:
+    """``sum_n tr (W_n - A_n)^T C_n (W_n - A_n) G_n``, without a ridge."""
+    total = 0.0
+    for W, C, G, A in zip(Ws, Cs, Gs, approximations, strict=True):
+        D = (W - A).detach().double()
+        total += float(((C.double() @ D) * (D @ G.double())).sum())
+    return total
 
 
 def with_ridge(C: Tensor) -> Tensor:
@@ -90,28 +100,14 @@ def matrix_power(C: Tensor, power: float) -> Tensor:
     return Q * eigenvalues.clamp_min(eigenvalues[-1] * 1e-12).pow(power) @ Q.T
 
 
-def _fit_right(Ws: Sequence[Tensor], Cs: Sequence[Tensor], rank: int) -> Tensor:
-    """V^T (cols, rank)."""
-    cols = Ws[0].shape[1]
-    if any(W.shape[1] != cols for W in Ws):
-        raise ValueError(f"a shared V needs equally many columns, got {[tuple(W.shape) for W in Ws]}")
-    _check_rank(rank, cols)
-    return leading_eigenvectors(sum(W.T @ (C @ W) for W, C in zip(Ws, Cs, strict=True)), rank)  # type: ignore[arg-type]
-
-
-def _fit_left(
-    Ws: Sequence[Tensor], Cs: Sequence[Tensor], rank: int, start: Tensor | None
-) -> tuple[Tensor, list[Tensor]]:
-    """U (rows, rank) and V_n."""
-    rows = len(Ws[0])
-    if any(len(W) != rows for W in Ws):
-        raise ValueError(f"a shared U needs equally many rows, got {[tuple(W.shape) for W in Ws]}")
-    _check_rank(rank, rows)
-    U = _pooled_left(Ws, Cs, rank) if start is None else start
+def _fit_left(Ws: Sequence[Tensor], Cs: Sequence[Tensor], rank: int) -> tuple[Tensor, list[Tensor]]:
+    """U (rows, rank) and V_n for G_n = I."""
+    U = _pooled_left(Ws, Cs, rank)
     previous = float("inf")
     for _ in range(MAX_ITERATIONS):
         Vs = [torch.linalg.pinv(U.T @ C @ U, hermitian=True) @ (U.T @ (C @ W)) for W, C in zip(Ws, Cs, strict=True)]
-        error = _objective(Ws, Cs, [U @ V for V in Vs])
+        residuals = [W - U @ V for W, V in zip(Ws, Vs, strict=True)]
+        error = float(sum((D * (C @ D)).sum() for D, C in zip(residuals, Cs, strict=True)))
         if len(Ws) == 1 or error > previous * (1 - TOLERANCE):
             break
         previous = error
@@ -120,10 +116,10 @@ def _fit_left(
 
 
 def _pooled_left(Ws: Sequence[Tensor], Cs: Sequence[Tensor], rank: int) -> Tensor:
-    """The best U if every member had the sum of all moments."""
-    C: Tensor = sum(Cs)  # type: ignore[assignment]
+    """The best U if every member had the mean of all moments."""
+    C = torch.stack(list(Cs)).mean(0)
     root, inverse_root = matrix_power(C, 0.5), matrix_power(C, -0.5)
-    gram: Tensor = sum(W @ W.T for W in Ws)  # type: ignore[assignment]
+    gram = torch.stack([W @ W.T for W in Ws]).sum(0)
     return inverse_root @ leading_eigenvectors(root @ gram @ root, rank)
 
 
@@ -133,9 +129,9 @@ def _improved_left(Ws: Sequence[Tensor], Cs: Sequence[Tensor], U: Tensor, Vs: Se
     grams = [V @ V.T for V in Vs]
 
     def multiply(X: Tensor) -> Tensor:
-        return sum(C @ (X @ G) for C, G in zip(Cs, grams, strict=True))  # type: ignore[return-value]
+        return torch.stack([C @ (X @ G) for C, G in zip(Cs, grams, strict=True)]).sum(0)
 
-    residual = sum(C @ (W @ V.T) for W, C, V in zip(Ws, Cs, Vs, strict=True)) - multiply(U)
+    residual = torch.stack([C @ (W @ V.T) for W, C, V in zip(Ws, Cs, Vs, strict=True)]).sum(0) - multiply(U)
     direction, energy = residual, residual.square().sum()
     for _ in range(_CG_STEPS):
         image = multiply(direction)
@@ -149,28 +145,22 @@ def _improved_left(Ws: Sequence[Tensor], Cs: Sequence[Tensor], U: Tensor, Vs: Se
     return U
 
 
-def _objective(Ws: Sequence[Tensor], Cs: Sequence[Tensor], approximations: Sequence[Tensor]) -> float:
-    errors = [W - A for W, A in zip(Ws, approximations, strict=True)]
-    return float(sum((D * (C @ D)).sum() for D, C in zip(errors, Cs, strict=True)))
-
-
-def _checked(Ws: Sequence[Tensor], Cs: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
-    if not Ws or len(Ws) != len(Cs):
-        raise ValueError(f"needs a moment for each of at least one matrix, got {len(Ws)} and {len(Cs)}")
-    for W, C in zip(Ws, Cs, strict=True):
-        if W.ndim != 2 or C.shape != (len(W), len(W)):
-            raise ValueError(
-                f"a matrix (rows, cols) needs a moment (rows, rows), got {tuple(W.shape)}, {tuple(C.shape)}"
-            )
-        if not (torch.isfinite(W).all() and torch.isfinite(C).all()):
+def _checked(
+    Ws: Sequence[Tensor], Cs: Sequence[Tensor], Gs: Sequence[Tensor]
+) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+    """All in float64, the moments with their ridge."""
+    if not Ws or not len(Ws) == len(Cs) == len(Gs):
+        raise ValueError(f"needs two moments for each of at least one matrix, got {len(Ws)}, {len(Cs)}, {len(Gs)}")
+    for W, C, G in zip(Ws, Cs, Gs, strict=True):
+        if W.ndim != 2 or C.shape != (len(W), len(W)) or G.shape != (W.shape[1], W.shape[1]):
+            shapes = ", ".join(str(tuple(x.shape)) for x in (W, C, G))
+            raise ValueError(f"a matrix (rows, cols) needs moments (rows, rows) and (cols, cols), got {shapes}")
+        if not all(torch.isfinite(x).all() for x in (W, C, G)):
             raise ValueError("a matrix or a moment holds NaN or infinite values")
-    device = Ws[0].device
-    return [W.detach().double() for W in Ws], [with_ridge(C.detach().double().to(device)) for C in Cs]
-
-
-def _check_rank(rank: int, largest: int) -> None:
-    if not 1 <= rank <= largest:
-        raise ValueError(f"rank must be between 1 and {largest} for these matrices, got {rank}")
+    if len({len(W) for W in Ws}) > 1:
+        raise ValueError(f"a shared factor needs sides of one length, got {[tuple(W.shape) for W in Ws]}")
+    moments = [[with_ridge(M.detach().double().to(Ws[0].device)) for M in Ms] for Ms in (Cs, Gs)]
+    return [W.detach().double() for W in Ws], *moments  # type: ignore[return-value]
 
 
 def _like(x: Tensor, reference: Tensor) -> Tensor:
