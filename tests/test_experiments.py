@@ -10,7 +10,7 @@ import pytest
 from jointsvd.settings import CONF
 
 pytestmark = pytest.mark.slow
-TINY = ["data=digits", "recipe=smoke", "recipe.baseline.num_images=64", "recipe.finetune.num_images=64"]
+TINY = ["data=digits", "recipe=smoke", "recipe.baseline.num_images=128", "recipe.finetune.num_images=128"]
 SWEEPS = sorted(path.stem for path in Path(CONF, "experiment").glob("*.yaml") if path.stem != "figure6")
 
 

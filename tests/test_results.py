@@ -124,6 +124,19 @@ def test_what_differs_within_a_table_becomes_a_column_and_raw_tables_are_raw():
     assert table["paper's raw, CIFAR-10 %"].item() == "15.96"
 
 
+def test_a_sweep_of_the_left_share_is_drawn_against_it():
+    rows = pd.DataFrame(
+        [
+            asdict(make_row(method="bijsvd", left_share=p, iterations=30, rank_rate=rate, config_id=f"{p}{rate}"))
+            for p in (0.3, 0.5, 0.7)
+            for rate in (0.04, 0.08)
+        ]
+    )
+    (axes,) = picture(summarize(rows), conditions(rows)).axes
+    assert axes.get_xlabel() == "left share p"
+    assert axes.get_legend_handles_labels()[1] == ["rank_rate 0.04", "rank_rate 0.08"]
+
+
 def test_the_picture_has_a_line_a_method_and_the_dense_network_dashed():
     rows = pd.DataFrame([asdict(row) for row in ROWS])
     figure = picture(summarize(rows), conditions(rows))

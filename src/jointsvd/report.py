@@ -42,19 +42,24 @@ def render(rows: pd.DataFrame, folder: Path) -> tuple[pd.DataFrame, str]:
 
 
 def picture(summary: pd.DataFrame, note: str) -> Figure:
-    """Accuracy against CF, a line a method, the dense network fine-tuned alike dashed."""
+    """Accuracy against CF, a line a method; or against p, where that of Bi-JSVD was swept. Dense networks are dashed."""
     figure = Figure(figsize=(8, 5.4), layout="constrained")
     axes = figure.subplots()
     compressed = summary[summary["method"] != "dense"]
+    over_share = compressed["left_share"].nunique() > 2 and set(compressed["method"]) == {"bijsvd"}
+    x = "left_share" if over_share else "compression_factor"
     differing = differing_names(summary)
     names = [
-        ", ".join([label(row), *(short(row[name]) for name in differing)]) for row in compressed.to_dict("records")
+        ", ".join(
+            [f"rank_rate {row['rank_rate']:g}" if over_share else label(row), *(short(row[name]) for name in differing)]
+        )
+        for row in compressed.to_dict("records")
     ]
     named = compressed.assign(label=names)
     for index, (name, lines) in enumerate(named.groupby("label", sort=False)):
-        lines = lines.sort_values("compression_factor")
+        lines = lines.sort_values(x)
         axes.errorbar(
-            lines["compression_factor"],
+            lines[x],
             lines["top1_mean"],
             yerr=lines["top1_std"].fillna(0),
             marker="osD^vP*X<>"[index % 10],
@@ -65,7 +70,7 @@ def picture(summary: pd.DataFrame, note: str) -> Figure:
     for row in summary[summary["method"] == "dense"].to_dict("records"):
         axes.axhline(row["top1_mean"], linestyle="--", color="black", linewidth=1, label="dense (control)")
     model, data = (" / ".join(summary[name].unique()) for name in ("model", "data"))
-    axes.set(title=f"{model} on {data}", xlabel="compression factor (all parameters)")
+    axes.set(title=f"{model} on {data}", xlabel="left share p" if over_share else "compression factor (all parameters)")
     untrained = (summary["schedule"] == "no training").all()
     axes.set_ylabel("raw top-1 accuracy, %" if untrained else "top-1 accuracy, %, mean ± std over seeds")
     axes.grid(alpha=0.3)
