@@ -42,7 +42,7 @@ def render(rows: pd.DataFrame, folder: Path) -> tuple[pd.DataFrame, str]:
 
 
 def picture(summary: pd.DataFrame, note: str) -> Figure:
-    """Accuracy against CF, a line a method; or against p, where that of Bi-JSVD was swept. Dense networks are dashed."""
+    """Accuracy against CF, a line a method; or against p, where that of Bi-JSVD was swept. Dense ones dashed."""
     figure = Figure(figsize=(8, 5.4), layout="constrained")
     axes = figure.subplots()
     compressed = summary[summary["method"] != "dense"]
