@@ -7,10 +7,11 @@ import torch
 from torch import nn
 
 from jointsvd import num_flops, num_parameters
-from jointsvd.allocate import Choice, plan_for_budget
+from jointsvd.allocate import plan_for_budget
 from jointsvd.budget import compress
 from jointsvd.calibrate import collect_statistics
 from jointsvd.models import build_model
+from jointsvd.options import Choice
 from jointsvd.surgery import check_structure, compress_model
 
 IMAGES = [torch.randn(16, 3, 16, 16)]

@@ -6,9 +6,10 @@ from typing import Any
 
 from torch import nn
 
-from jointsvd.allocate import Choice, plan_for_budget
+from jointsvd.allocate import plan_for_budget
 from jointsvd.calibrate import Loader, collect_statistics, recalibrate_batchnorm
 from jointsvd.cost import num_parameters
+from jointsvd.options import Choice
 from jointsvd.plan import Plan
 from jointsvd.surgery import compress_model
 

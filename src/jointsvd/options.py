@@ -1,0 +1,120 @@
+"""What may become of a network's layers, at which error and cost."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from jointsvd.plan import Group
+from jointsvd.weighted import matrix_power
+
+Kind = Literal["alone", "left", "right"]
+Cost = tuple[float, float]  # parameters, FLOPs of an image; prices and limits come in the same pairs
+
+
+@dataclass(frozen=True, eq=False)
+class Layer:
+    """A layer as the planner sees it: its matrix W (rows, cols), the metrics C (rows, rows) and G (cols, cols) of its
+    error, the FLOPs of a column of U and of a row of V, and what another layer must agree on to share U (left) or V
+    (right)."""
+
+    name: str
+    W: Tensor
+    C: Tensor
+    G: Tensor
+    u_flops: float
+    v_flops: float
+    left_side: tuple[Any, ...]
+    right_side: tuple[Any, ...]
+
+    @property
+    def dense_cost(self) -> Cost:
+        return self.W.numel(), len(self.W) * self.v_flops
+
+
+@dataclass(frozen=True, eq=False)
+class Option:
+    """A way to factor some layers; the error left behind rank r is the sum of the (falling) eigenvalues from r on."""
+
+    layers: tuple[Layer, ...]
+    kind: Kind
+    eigenvalues: Tensor = field(repr=False)
+    tail: float = 0.0  # what the eigenvalues leave out
+
+    @property
+    def rank_cost(self) -> Cost:
+        """Of one more rank."""
+        rows, cols = ([layer.W.shape[side] for layer in self.layers] for side in (0, 1))
+        params = (rows[0] if self.kind == "left" else sum(rows)) + (cols[0] if self.kind == "right" else sum(cols))
+        return params, sum(layer.u_flops + layer.v_flops for layer in self.layers)
+
+    @property
+    def dense_cost(self) -> Cost:
+        return total(layer.dense_cost for layer in self.layers)
+
+    def largest_rank(self, multiple: int) -> int:
+        """The largest that saves parameters; 0 if none does."""
+        rank = min(int((self.dense_cost[0] - 1) // self.rank_cost[0]), len(self.eigenvalues))
+        return rank - rank % multiple
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What becomes of the layers of an option. rank 0: they stay dense."""
+
+    option: Option
+    rank: int
+
+    @property
+    def cost(self) -> Cost:
+        params, flops = self.option.rank_cost
+        return (params * self.rank, flops * self.rank) if self.rank else self.option.dense_cost
+
+    @property
+    def error(self) -> float:
+        """Predicted; what is reached when layers share U is a little more."""
+        return float(self.option.eigenvalues[self.rank :].sum()) + self.option.tail if self.rank else 0.0
+
+    @property
+    def group(self) -> Group:
+        names = tuple(layer.name for layer in self.option.layers)
+        return Group(names, self.rank, 0) if self.option.kind == "left" else Group(names, 0, self.rank)
+
+    def price(self, prices: Cost) -> float:
+        """Error and cost in one."""
+        return self.error + dot(self.cost, prices)
+
+
+def cheapest(option: Option, prices: Cost, multiple: int) -> Choice:
+    """Dense, or as many ranks as are worth their price."""
+    dense, largest = Choice(option, 0), option.largest_rank(multiple)
+    if not largest:
+        return dense
+    worth = option.eigenvalues[:largest].reshape(-1, multiple).mean(1) > dot(option.rank_cost, prices)
+    factored = Choice(option, max(int(worth.sum()), 1) * multiple)
+    return factored if factored.price(prices) < dense.price(prices) else dense
+
+
+def alone_gram(layer: Layer) -> Tensor:
+    """The Gram matrix of ``C^1/2 W G^1/2``; its eigenvalues are the errors that ranks of the layer alone take away."""
+    half = matrix_power(layer.C, 0.5) @ layer.W @ matrix_power(layer.G, 0.5)
+    return half.T @ half if len(half) > half.shape[1] else half @ half.T
+
+
+def eigenvalues_of(gram: Tensor) -> Tensor:
+    return torch.linalg.eigvalsh(gram).flip(0).clamp_min(0)
+
+
+def total(costs: Iterable[Cost]) -> Cost:
+    costs = list(costs)
+    return sum(cost[0] for cost in costs), sum(cost[1] for cost in costs)
+
+
+def dot(cost: Cost, prices: Cost) -> float:
+    return cost[0] * prices[0] + cost[1] * prices[1]
+
+
+def fits(cost: Cost, limits: Cost) -> bool:
+    return cost[0] <= limits[0] and cost[1] <= limits[1]

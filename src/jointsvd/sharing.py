@@ -1,0 +1,105 @@
+"""Which layers share a factor: options joined while it pays."""
+
+from collections.abc import Mapping, Sequence
+from itertools import combinations
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from jointsvd.options import Cost, Kind, Layer, Option, cheapest, eigenvalues_of
+from jointsvd.weighted import matrix_power
+
+Pooled = dict[Kind, dict[tuple[Any, ...], Tensor]]
+
+
+def merge(options: Sequence[Option], prices: Cost, multiple: int) -> list[Option]:
+    """Join options, two at a time and the most profitable pair first, as long as sharing pays at these prices.
+
+    While searching, spectra are those of each layer's leading directions; of the options returned they are exact.
+    """
+    ranks = {option.layers[0].name: cheapest(option, prices, multiple).rank for option in options}
+    layers = [option.layers[0] for option in options]
+    pooled = _pooled_roots(layers)
+    sketches: dict[Kind, dict[str, tuple[Tensor, float]]] = {
+        kind: {
+            layer.name: _leading(_gram(layer, kind, pooled), ranks[layer.name])
+            for layer in layers
+            if getattr(layer, f"{kind}_side") in pooled[kind]
+        }
+        for kind in pooled
+    }
+
+    def join(one: Option, other: Option) -> tuple[float, Option]:
+        """What the best way to share between two options saves, and that way."""
+        separate = sum(cheapest(option, prices, multiple).price(prices) for option in (one, other))
+        best = (0.0, one)
+        for kind in sketches:
+            if _may_join(one, other, kind):
+                choice = cheapest(_sketched(one.layers + other.layers, kind, sketches[kind]), prices, multiple)
+                gain = separate - choice.price(prices)
+                best = (gain, choice.option) if choice.rank and gain > best[0] else best
+        return best
+
+    current = list(options)
+    gains = {pair: join(*pair) for pair in combinations(current, 2)}
+    while gains:
+        pair = max(gains, key=lambda pair: gains[pair][0])
+        gain, joint = gains[pair]
+        if gain <= 0:
+            break
+        current = [option for option in current if option not in pair]
+        gains = {key: value for key, value in gains.items() if not set(key) & set(pair)}
+        gains |= {(option, joint): join(option, joint) for option in current}
+        current.append(joint)
+    return [_exact(option, pooled) for option in current]
+
+
+def _may_join(one: Option, other: Option, kind: Kind) -> bool:
+    """Whether all layers agree on the side to share, and what is shared already is the same side."""
+    sides = {layer.left_side if kind == "left" else layer.right_side for layer in one.layers + other.layers}
+    return len(sides) == 1 and {one.kind, other.kind} <= {"alone", kind}
+
+
+def _sketched(layers: tuple[Layer, ...], kind: Kind, sketches: Mapping[str, tuple[Tensor, float]]) -> Option:
+    rows = torch.cat([sketches[layer.name][0] for layer in layers])
+    gram = rows @ rows.T if len(rows) < rows.shape[1] else rows.T @ rows
+    return Option(layers, kind, eigenvalues_of(gram), sum(sketches[layer.name][1] for layer in layers))
+
+
+def _exact(option: Option, pooled: Pooled) -> Option:
+    if option.kind == "alone":
+        return option
+    grams = [_gram(layer, option.kind, pooled) for layer in option.layers]
+    return Option(option.layers, option.kind, eigenvalues_of(torch.stack(grams).sum(0)))
+
+
+def _leading(gram: Tensor, rank: int) -> tuple[Tensor, float]:
+    """Rows whose Gram matrix is the leading part of `gram`, well beyond `rank`, and the energy of the rest."""
+    eigenvalues, Q = torch.linalg.eigh(gram)
+    eigenvalues = eigenvalues.clamp_min(0)
+    keep = min(2 * rank + 32, len(gram))
+    return (Q[:, -keep:] * eigenvalues[-keep:].sqrt()).T, float(eigenvalues[:-keep].sum())
+
+
+def _gram(layer: Layer, kind: Kind, pooled: Pooled) -> Tensor:
+    """The same for a layer that shares U (left) or V (right), had it the metric that is pooled for the shared side; the
+    eigenvalues of a sum are those of the layers that share."""
+    if kind == "left":
+        root = pooled[kind][layer.left_side]
+        return root @ layer.W @ layer.G @ layer.W.T @ root
+    root = pooled[kind][layer.right_side]
+    return root @ layer.W.T @ layer.C @ layer.W @ root
+
+
+def _pooled_roots(layers: Sequence[Layer]) -> Pooled:
+    """For each side that several layers have in common, the square root of the mean of their metrics there."""
+    found: Pooled = {"left": {}, "right": {}}
+    for kind, key, metric in (("left", "left_side", "C"), ("right", "right_side", "G")):
+        sides: dict[tuple[Any, ...], list[Tensor]] = {}
+        for layer in layers:
+            sides.setdefault(getattr(layer, key), []).append(getattr(layer, metric))
+        found[kind] = {  # type: ignore[index]
+            side: matrix_power(torch.stack(Ms).mean(0), 0.5) for side, Ms in sides.items() if len(Ms) > 1
+        }
+    return found
