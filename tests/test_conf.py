@@ -123,6 +123,13 @@ def test_experiments(configure, digits, name):
         assert ("dense" in settings.run_name) == (not settings.plan.groups)
 
 
+def test_the_readme_loads_a_network_that_the_main_job_makes(configure, digits, monkeypatch):
+    monkeypatch.setattr("jointsvd.settings.resolve_precision", lambda trainer: "bf16-mixed")  # as in the committed rows
+    settings = Settings.from_config(configure("experiment=reproduce_resnet34", "method=ljsvd"), digits)
+    path = settings.folder / settings.run_name / "network.safetensors"
+    assert f'load_network("{path}")' in (Path(CONF).parent / "README.md").read_text()
+
+
 def test_run_names_hold_every_swept_key_and_the_rest_by_id(configure, digits):
     def settings(*overrides):
         return Settings.from_config(configure(*overrides), digits)
