@@ -20,7 +20,7 @@ PY := .venv/bin/python
 # what is not given stays as the experiment has it
 GIVEN = $(if $(DATA),data=$(DATA)) $(if $(RECIPE),recipe=$(RECIPE)) $(if $(SEEDS),'seed=range($(SEEDS))') logger=$(LOGGER) launcher=$(LAUNCHER) $(ARGS)
 
-.PHONY: help install test test-slow lint reproduce-resnet34 reproduce-figure6 sweep-ranks tables speed clean
+.PHONY: help install test test-slow lint reproduce-resnet34 compress-resnet34 reproduce-figure6 sweep-ranks tables speed clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -48,6 +48,9 @@ lint: .venv/installed ## ruff and mypy
 
 reproduce-resnet34: .venv/installed ## ResNet-34 by every matrix method, on digits: table, results.csv, picture
 	$(PY) -m jointsvd.train experiment=reproduce_resnet34 $(GIVEN)
+
+compress-resnet34: .venv/installed ## our own method: ResNet-34 on digits to a 22nd of its size, without training it again
+	$(PY) -m jointsvd.compress $(GIVEN)
 
 reproduce-figure6: .venv/installed ## CPU latency, batch 1, one core
 	$(PY) -m jointsvd.latency $(ARGS)

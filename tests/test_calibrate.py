@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from jointsvd.calibrate import collect_statistics, recalibrate_batchnorm, vertical_strips
+from jointsvd.calibrate import collect_statistics, recalibrate_batchnorm, strips
 from jointsvd.layers import FactorPair, fold_u, unfold
 from jointsvd.weighted import objective
 
@@ -35,7 +35,7 @@ def test_strips_are_what_the_vertical_factor_multiplies(conv):
     U = torch.randn(layer.kernel_size[0] * 3, 2)
     pair.u.weight.data = fold_u(U, layer.kernel_size[0])
     x = torch.randn(2, 3, 12, 11)
-    torch.testing.assert_close(vertical_strips(layer, x) @ U, pair.u(x).movedim(1, -1).reshape(-1, 2))
+    torch.testing.assert_close(strips(layer, x) @ U, pair.u(x).movedim(1, -1).reshape(-1, 2))
 
 
 def test_moments_of_a_linear_layer_and_positions():
@@ -57,7 +57,7 @@ def test_the_weighted_error_is_the_kl_divergence_of_a_small_change():
     changed = copy.deepcopy(model)
     changed[0].weight.data += 1e-3 * torch.randn(8, 6)
     W, A = (unfold(net[0].weight) for net in (model, changed))
-    C, G = statistics.metric("0", 8)
+    C, G = statistics.metric("0")
     predicted = objective([W], [C], [G], [A])
     kl = F.kl_div(changed(image).log_softmax(-1), model(image).log_softmax(-1), reduction="sum", log_target=True)
     assert predicted == pytest.approx(kl.item(), rel=0.05)

@@ -31,8 +31,13 @@ def digits():
 @pytest.mark.parametrize("name", names("method"))
 def test_methods(configure, digits, name):
     settings = Settings.from_config(configure(f"method={name}"), digits)
+    if name == "budget":
+        assert settings.plan is None
+        assert settings.calibration == {"calibration_images": 512, "calibration_seed": 0}
+        return
     assert settings.plan.settings.get("method", "dense") == settings.cfg.method.name
     assert settings.cfg.method.name in (*METHODS, "dense")
+    assert not settings.calibration
 
 
 @pytest.mark.parametrize("name", names("recipe"))

@@ -8,6 +8,7 @@ from jointsvd.decompose import bijsvd, ljsvd, rjsvd, truncated_svd
 from jointsvd.files import load_compressed, save_compressed
 from jointsvd.groups import find_groups
 from jointsvd.plan import Group, Plan, TuckerGroup
+from jointsvd.refit import refit
 from jointsvd.rules import plan_compression
 from jointsvd.surgery import build_structure, compress_model
 from jointsvd.tucker import coupled_tucker2, tucker2
@@ -34,6 +35,7 @@ __all__ = [
     "plan_compression",
     "plan_for_budget",
     "recalibrate_batchnorm",
+    "refit",
     "rjsvd",
     "save_compressed",
     "truncated_svd",

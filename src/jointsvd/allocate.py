@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from jointsvd.calibrate import Statistics
 from jointsvd.cost import num_parameters
 from jointsvd.layers import is_matrix, unfold
-from jointsvd.options import Choice, Cost, Layer, Option, alone_gram, cheapest, eigenvalues_of, fits, total
+from jointsvd.options import Choice, Cost, Layer, Option, alone, cheapest, fits, total
 from jointsvd.plan import Plan
 from jointsvd.sharing import merge
 from jointsvd.weighted import with_ridge
@@ -46,7 +46,7 @@ def plan_for_budget(
     kept = num_parameters(model) - dense[0]  # biases, norms and what cannot be factored
     limits = ((dense[0] + kept) / params - kept if params else inf, dense[1] / flops if flops else inf)
 
-    options = [Option((layer,), "alone", eigenvalues_of(alone_gram(layer))) for layer in layers]
+    options = [alone(layer) for layer in layers]
     _check_reachable(options, limits, rank_multiple, kept)
     prices = _find_prices(options, limits, rank_multiple)
     if share:
@@ -69,7 +69,7 @@ def _layers(model: nn.Module, statistics: Statistics) -> list[Layer]:
         W = unfold(weight.detach()).double().cpu()
         vertical, horizontal = statistics.positions[name]
         sides = (type(module), *weight.shape[1:3]), (type(module), weight.shape[0], *weight.shape[3:])
-        C, G = (with_ridge(moment.cpu()) for moment in statistics.metric(name, W.shape[1]))
+        C, G = (with_ridge(moment.cpu()) for moment in statistics.metric(name))
         layers.append(Layer(name, W, C, G, 2 * len(W) * vertical, 2 * W.shape[1] * horizontal, *sides))
     return layers
 

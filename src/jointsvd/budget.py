@@ -1,24 +1,31 @@
 """`compress`: a trained network and calibration images in, the network at a budget out."""
 
+import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 from torch import nn
 
 from jointsvd.allocate import plan_for_budget
-from jointsvd.calibrate import Loader, collect_statistics, recalibrate_batchnorm
+from jointsvd.calibrate import Loader, Statistics, collect_statistics, recalibrate_batchnorm
 from jointsvd.cost import num_parameters
+from jointsvd.layers import FactorPair, unfold
 from jointsvd.options import Choice
 from jointsvd.plan import Plan
+from jointsvd.refit import refit as _refit
 from jointsvd.surgery import compress_model
+from jointsvd.weighted import objective
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Compressed:
-    """report: a dictionary for each choice of the planner: its layers, what was done ("dense", "alone", or "left" and
-    "right" for a shared U or V), the rank, parameters and FLOPs of an image before and after, and the predicted change
-    of the network's output (KL divergence)."""
+    """report: a dictionary for each choice of the planner, in the network's order: its layers, what was done ("dense",
+    "alone", or "left" and "right" for a shared U or V), the rank, the largest rank that would have saved parameters,
+    parameters and FLOPs of an image before and after, and the predicted change of the network's output (KL divergence,
+    nats an image) beside that of the factors found for it, before they were fitted again."""
 
     model: nn.Module
     plan: Plan
@@ -33,6 +40,7 @@ def compress(
     flops: float | None = None,
     bytes: float | None = None,
     share: bool = True,
+    refit: bool = True,
     rank_multiple: int = 1,
 ) -> Compressed:
     """A copy of `model` with `params` times fewer parameters, `flops` times fewer FLOPs and `bytes` times smaller, as
@@ -40,17 +48,29 @@ def compress(
 
     calibration: some hundred images as batches, or as tuples whose first item is one; labels are not used. The ranks of
     all convs and linear layers, and which of them share a factor, are chosen to change the network's output least;
-    batch norm is measured again on the same images. No training. Raises ValueError as `collect_statistics` and
-    `plan_for_budget` do.
+    batch norm is measured again on the same images. refit: whether each layer's factors are then fitted behind the
+    layers compressed before it, which takes memory for all images at once. No training. Raises ValueError as
+    `collect_statistics` and `plan_for_budget` do.
     """
     loader = list(calibration) if isinstance(calibration, Iterator) else calibration  # it is run twice
     params = _params(model, params, bytes)
+    _log.info("Measuring what the layers do on the calibration images")
     statistics = collect_statistics(model, loader)
+    _log.info("Choosing ranks and shared factors of %d layers", len(statistics.inputs))
     plan, choices = plan_for_budget(
         model, statistics, params=params, flops=flops, share=share, rank_multiple=rank_multiple
     )
-    compressed = recalibrate_batchnorm(compress_model(model, plan, statistics=statistics), loader)
-    return Compressed(compressed, plan, [_line(choice) for choice in choices])
+    _log.info("Decomposing %d layers", sum(len(group.members) for group in plan.groups))
+    compressed = compress_model(model, plan, statistics=statistics)
+    order = [name for name, _ in model.named_modules()]
+    choices = sorted(choices, key=lambda choice: order.index(choice.option.layers[0].name))
+    report = [_line(choice, compressed, statistics) for choice in choices]
+    _log.info("Fitting factors and batch norms behind compressed layers" if refit else "Measuring batch norms again")
+    if refit:
+        _refit(model, compressed, plan, statistics, loader)
+    else:
+        recalibrate_batchnorm(compressed, loader)
+    return Compressed(compressed, plan, report)
 
 
 def _params(model: nn.Module, params: float | None, bytes: float | None) -> float | None:
@@ -66,15 +86,23 @@ def _params(model: nn.Module, params: float | None, bytes: float | None) -> floa
     return max(params or 1.0, num_parameters(model) / (left / size))
 
 
-def _line(choice: Choice) -> dict[str, Any]:
-    before, after = choice.option.dense_cost, choice.cost
+def _line(choice: Choice, compressed: nn.Module, statistics: Statistics) -> dict[str, Any]:
+    layers, before, after = choice.option.layers, choice.option.dense_cost, choice.cost
+    reached = 0.0
+    if choice.rank:
+        pairs = [cast(FactorPair, compressed.get_submodule(layer.name)) for layer in layers]
+        Cs, Gs = zip(*(statistics.metric(layer.name) for layer in layers), strict=True)
+        products = [unfold(pair.u.weight) @ unfold(pair.v.weight) for pair in pairs]
+        reached = objective([layer.W for layer in layers], Cs, Gs, products)
     return {
-        "layers": [layer.name for layer in choice.option.layers],
+        "layers": [layer.name for layer in layers],
         "choice": choice.option.kind if choice.rank else "dense",
         "rank": choice.rank or None,
+        "largest_rank": choice.option.largest_rank(1),
         "parameters": int(after[0]),
         "dense_parameters": int(before[0]),
         "flops": int(after[1]),
         "dense_flops": int(before[1]),
         "predicted_error": choice.error,
+        "reached_error": reached,
     }

@@ -33,16 +33,15 @@ class Statistics:
     positions: Mapping[str, tuple[float, float]]
     num_images: int
 
-    def metric(self, name: str, cols: int) -> tuple[Tensor, Tensor]:
-        """(C, G) of the layer for its matrix (rows, cols = F2*O), halved so that the weighted error is a KL divergence.
+    def metric(self, name: str) -> tuple[Tensor, Tensor]:
+        """(C, G) of the layer, halved so that the weighted error is a KL divergence. C (F1*I, F1*I), G (O, O): the same
+        for each of the F2 columns of the kernel.
 
         Raises ValueError for a layer that was not seen.
         """
         if name not in self.inputs:
             raise ValueError(f"no statistics of {name!r}: it did not run on the calibration data")
-        G = self.outputs[name]
-        eye = torch.eye(cols // len(G), dtype=G.dtype, device=G.device)
-        return self.inputs[name] / 2, torch.kron(eye, G)
+        return self.inputs[name] / 2, self.outputs[name]
 
 
 @torch.enable_grad()
@@ -64,7 +63,7 @@ def collect_statistics(model: nn.Module, loader: Loader, *, seed: int = 0) -> St
 
     def recorder(name: str) -> Callable[..., None]:
         def record(layer: MatrixLayer, inputs: tuple[Tensor], output: Tensor) -> None:
-            add(name, "in", vertical_strips(layer, inputs[0].detach()))
+            add(name, "in", strips(layer, inputs[0].detach()))
             channels = 1 if output.ndim == 4 else -1
             if output.requires_grad:
                 output.register_hook(lambda g: add(name, "out", g.movedim(channels, -1).reshape(-1, g.shape[channels])))
@@ -79,7 +78,7 @@ def collect_statistics(model: nn.Module, loader: Loader, *, seed: int = 0) -> St
         if is_matrix(module):
             module.register_forward_hook(recorder(name))
     generator, num = torch.Generator().manual_seed(seed), 0
-    for images, output in _run(copy, loader, differentiable=True):
+    for images, output in run_batches(copy, loader, differentiable=True):
         log_probs = F.log_softmax(_logits(output), -1)
         drawn = torch.multinomial(log_probs.detach().exp().cpu(), 1, generator=generator).to(log_probs.device)
         log_probs.gather(1, drawn).sum().backward()
@@ -98,37 +97,48 @@ def recalibrate_batchnorm(model: nn.Module, loader: Loader) -> nn.Module:
 
     Raises ValueError as `collect_statistics`.
     """
-    norms = [module for module in model.modules() if isinstance(module, _BatchNorm) and module.track_running_stats]
-    momenta = [norm.momentum for norm in norms]
-    for norm in norms:
-        norm.reset_running_stats()
-        norm.momentum = None  # PyTorch's sign for a cumulative average
-    try:
-        for _ in _run(model, loader, training=norms):
+    norms = [module for module in model.modules() if isinstance(module, _BatchNorm)]
+    with measured_again(norms) as tracked:
+        for _ in run_batches(model, loader, training=tracked):
             pass
-    finally:
-        for norm, momentum in zip(norms, momenta, strict=True):
-            norm.momentum = momentum
     return model
 
 
-def vertical_strips(layer: MatrixLayer, x: Tensor) -> Tensor:
-    """What the rows of a layer's matrix multiply: (positions, F1*I), row f1 * I + i as in `unfold`."""
+@contextmanager
+def measured_again(norms: Iterable[_BatchNorm]) -> Iterator[list[_BatchNorm]]:
+    """Those of `norms` that track statistics, which forget them and average what passes until the end."""
+    tracked = [norm for norm in norms if norm.track_running_stats]
+    momenta = [norm.momentum for norm in tracked]
+    for norm in tracked:
+        norm.reset_running_stats()
+        norm.momentum = None  # PyTorch's sign for a cumulative average
+    try:
+        yield tracked
+    finally:
+        for norm, momentum in zip(tracked, momenta, strict=True):
+            norm.momentum = momentum
+
+
+def strips(layer: MatrixLayer, x: Tensor, *, axis: int = 0) -> Tensor:
+    """What the rows of a layer's matrix multiply: (positions, F1*I), row f1 * I + i as in `unfold`. For a layer that is
+    as wide as its kernel, axis=1 gives (positions, F2*I) along the rows of the image, column by column."""
     if isinstance(layer, nn.Linear):
         return x.reshape(-1, x.shape[-1])
-    (height, width), (step, across), (dilation, _) = layer.kernel_size, layer.stride, layer.dilation
+    size, step, dilation = (values[axis] for values in (layer.kernel_size, layer.stride, layer.dilation))
     if isinstance(layer.padding, str):
-        total = dilation * (height - 1) if layer.padding == "same" else 0
-        top, bottom = total // 2, total - total // 2
+        total = dilation * (size - 1) if layer.padding == "same" else 0
+        before, after = total // 2, total - total // 2
     else:
-        top = bottom = layer.padding[0]
+        before = after = layer.padding[axis]
+    if axis:
+        x = x.transpose(2, 3)
     mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
-    padded = F.pad(x, (0, 0, top, bottom), mode=mode)
-    if width == 1:
-        padded = padded[..., ::across]  # wider kernels see every column
-    span = padded.shape[2] - dilation * (height - 1)
-    rows = [padded[:, :, f * dilation : f * dilation + span : step] for f in range(height)]
-    return torch.stack(rows, 1).permute(0, 3, 4, 1, 2).reshape(-1, height * x.shape[1])
+    padded = F.pad(x, (0, 0, before, after), mode=mode)
+    if layer.kernel_size[1 - axis] == 1:
+        padded = padded[..., :: layer.stride[1 - axis]]  # wider kernels see every column
+    span = padded.shape[2] - dilation * (size - 1)
+    rows = [padded[:, :, f * dilation : f * dilation + span : step] for f in range(size)]
+    return torch.stack(rows, 1).permute(0, 3, 4, 1, 2).reshape(-1, size * x.shape[1])
 
 
 def _logits(output: Any) -> Tensor:
@@ -137,7 +147,7 @@ def _logits(output: Any) -> Tensor:
     return output.flatten(0, -2)
 
 
-def _run(
+def run_batches(
     model: nn.Module, loader: Loader, *, training: Iterable[nn.Module] = (), differentiable: bool = False
 ) -> Iterator[tuple[Tensor, Any]]:
     """(images, output) of each batch; all modules but those `training` in evaluation mode."""
@@ -149,7 +159,7 @@ def _run(
         for module in training:
             module.train()
         for batch in loader:
-            images = _images_of(batch)
+            images = images_of(batch)
             nothing = False
             if parameter is not None and images.device != parameter.device:
                 raise ValueError(f"the model is on {parameter.device}, a calibration batch on {images.device}")
@@ -169,7 +179,7 @@ def _run(
         raise ValueError("the calibration loader is empty")
 
 
-def _images_of(batch: Any) -> Tensor:
+def images_of(batch: Any) -> Tensor:
     images = batch[0] if isinstance(batch, list | tuple) and batch else batch
     if not isinstance(images, Tensor) or images.ndim < 2 or not images.is_floating_point():
         got = f"{images.dtype} {tuple(images.shape)}" if isinstance(images, Tensor) else type(images).__name__

@@ -52,6 +52,21 @@ class ImageData(pl.LightningDataModule):
     def num_test(self) -> int:
         return len(cast(Sized, self.test_set))
 
+    @property
+    def train_set_as_tested(self) -> Dataset:
+        """The training images without augmentation."""
+        return self.train_set
+
+    def normalize(self, images: Tensor) -> Tensor:
+        """Images of a batch as networks take them, where `train_set` does not give them so."""
+        return images
+
+    def calibration_batches(self, num_images: int, seed: int) -> list[Tensor]:
+        """`num_images` training images, drawn by `seed`, as they would be tested; without labels."""
+        order = torch.randperm(self.num_train, generator=torch.Generator().manual_seed(seed))[:num_images]
+        loader = self._loader(Subset(self.train_set_as_tested, order.tolist()), 128, range(num_images))
+        return [self.normalize(images) for images, _ in loader]
+
     @cached_property
     def fingerprint(self) -> str:
         """Names the images and what is done to them, wherever they lie: a hash of the sets, and the image size."""

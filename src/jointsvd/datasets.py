@@ -12,6 +12,7 @@ from filelock import FileLock
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 from torch import Tensor
+from torch.utils.data import Dataset
 from torchvision.transforms import v2
 
 from jointsvd.data import ImageData, InMemoryData, Split
@@ -138,14 +139,18 @@ class ImageFolderData(ImageData):
         centre = [v2.Resize(round(self.image_size * 256 / 224)), v2.CenterCrop(self.image_size)]
         sets = [
             _ImageFolder(str(self.root / folder), v2.Compose([*resize, *finish]))
-            for folder, resize in zip(self.folders, (crop, centre), strict=True)
+            for folder, resize in zip((*self.folders, self.folders[0]), (crop, centre, centre), strict=True)
         ]
         if sets[0].classes != sets[1].classes:
             raise ValueError(f"{self.root}: {' and '.join(self.folders)} do not have the same subfolders")
         self.num_classes = len(sets[0].classes)
         if self.expected_classes not in (None, self.num_classes):
             raise ValueError(f"{self.root} has {self.num_classes} classes, not {self.expected_classes}")
-        self.train_set, self.test_set = sets
+        self.train_set, self.test_set, self._train_set_as_tested = sets
+
+    @property
+    def train_set_as_tested(self) -> Dataset:
+        return self._train_set_as_tested
 
 
 def _has_idx(folder: Path) -> bool:

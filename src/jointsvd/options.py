@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from jointsvd.plan import Group
-from jointsvd.weighted import matrix_power
+from jointsvd.weighted import roots, times
 
 Kind = Literal["alone", "left", "right"]
 Cost = tuple[float, float]  # parameters, FLOPs of an image; prices and limits come in the same pairs
@@ -16,9 +16,9 @@ Cost = tuple[float, float]  # parameters, FLOPs of an image; prices and limits c
 
 @dataclass(frozen=True, eq=False)
 class Layer:
-    """A layer as the planner sees it: its matrix W (rows, cols), the metrics C (rows, rows) and G (cols, cols) of its
-    error, the FLOPs of a column of U and of a row of V, and what another layer must agree on to share U (left) or V
-    (right)."""
+    """A layer as the planner sees it: its matrix W (rows, cols), the metrics C (rows, rows) and G (O, O) of its error
+    (G for each of the cols / O columns of the kernel), the FLOPs of a column of U and of a row of V, and what another
+    layer must agree on to share U (left) or V (right)."""
 
     name: str
     W: Tensor
@@ -97,10 +97,27 @@ def cheapest(option: Option, prices: Cost, multiple: int) -> Choice:
     return factored if factored.price(prices) < dense.price(prices) else dense
 
 
-def alone_gram(layer: Layer) -> Tensor:
-    """The Gram matrix of ``C^1/2 W G^1/2``; its eigenvalues are the errors that ranks of the layer alone take away."""
-    half = matrix_power(layer.C, 0.5) @ layer.W @ matrix_power(layer.G, 0.5)
-    return half.T @ half if len(half) > half.shape[1] else half @ half.T
+def alone(layer: Layer) -> "Option":
+    """The layer by itself: its eigenvalues are the squared singular values of ``C^1/2 W G^1/2``, found on the side that
+    is less work (G is a small block)."""
+    rows, cols = layer.W.shape
+    if rows < cols / 4:
+        return Option((layer,), "alone", eigenvalues_of(gram(layer, "left", roots(layer.C)[0])))
+    return Option((layer,), "alone", eigenvalues_of(gram(layer, "right", roots(layer.G)[0])))
+
+
+def half(layer: Layer, kind: Kind, root: Tensor) -> tuple[Tensor, Tensor]:
+    """A and M such that the Gram matrix of the side that `kind` shares, the metric there being root^2, is
+    ``A^T kron(I, M) A``."""
+    if kind == "left":
+        return times(root, layer.W).T, layer.G
+    return times(root, layer.W.T).T, layer.C
+
+
+def gram(layer: Layer, kind: Kind, root: Tensor) -> Tensor:
+    """Its eigenvalues are the errors that ranks take away; of layers that share a side, those of the sum."""
+    A, M = half(layer, kind, root)
+    return A.T @ times(M, A)
 
 
 def eigenvalues_of(gram: Tensor) -> Tensor:

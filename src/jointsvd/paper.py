@@ -56,6 +56,8 @@ def printed(row: Mapping[str, Any]) -> Printed | None:
         table = _read("extra_uncompressed_flops")
         found = table[(table["dataset"] == where) & (_names(table) == row["model"])]
         return Printed(*[float(found["top1"].iloc[0])] * 2) if len(found) else None
+    if row["method"] == "budget" or (row.get("calibration_images") or 0) > 0:
+        return None  # beyond the paper
     if isinstance(row["layers"], str):
         return None  # the paper chose these layers otherwise
     if row["hid"] == "dense":

@@ -16,6 +16,8 @@ from jointsvd.results import collect, summarize
 from jointsvd.table import conditions, differing_names, label, readable, short
 from jointsvd.tracking import log_summary
 
+_TEXTS = ("method", "layers", "what", "why")
+
 
 def report(folder: Path, logger: Mapping[str, Any]) -> pd.DataFrame:
     """Print the table of the rows in `folder`; save results.csv, table.md and accuracy.png there; log it to W&B.
@@ -24,7 +26,7 @@ def report(folder: Path, logger: Mapping[str, Any]) -> pd.DataFrame:
     """
     rows = collect(folder)
     table, note = render(rows, folder)
-    _print(table, note)
+    print_table(table, note)
     print(f"Saved {folder}/results.csv, table.md and accuracy.png")
     if "_target_" in logger:
         log_summary(folder, table, rows, logger)
@@ -80,12 +82,13 @@ def picture(summary: pd.DataFrame, note: str) -> Figure:
     return figure
 
 
-def _print(table: pd.DataFrame, note: str) -> None:
+def print_table(table: pd.DataFrame, note: str) -> None:
+    """On the terminal, with `note` below."""
     grid = Table(caption=note)
     for column in table.columns:
-        grid.add_column(column, justify="left" if column == "method" else "right")
+        grid.add_column(column, justify="left" if column in _TEXTS else "right")
     for line in table.itertuples(index=False):
         grid.add_row(*map(str, line))
     console = Console()
     # a pipe or a log has no width of its own, and a wrapped table cannot be read
-    Console(width=max(console.width, 170) if not console.is_terminal else None).print(grid)
+    Console(width=max(console.width, 190) if not console.is_terminal else None).print(grid)

@@ -38,6 +38,12 @@ class Row:
     hid: str | None
     layers: str | None
     iterations: int | None
+    budget_params: float | None  # times fewer asked for
+    budget_flops: float | None
+    budget_bytes: float | None
+    share: bool | None  # whether the planner might share factors
+    refit: bool | None  # whether factors were fitted again behind compressed layers
+    calibration_images: int | None  # drawn by the seed: to plan on, or to measure batch norms of other methods again
     from_scratch: bool  # trained from random weights; no dense network, no raw accuracy
     seed: int
     num_parameters: int
@@ -94,12 +100,17 @@ def summarize(rows: pd.DataFrame) -> pd.DataFrame:
     for _, group in rows.groupby("config_id", sort=False):
         line = group.iloc[0].to_dict()
         line |= {"n": len(group), "top1_mean": group["top1"].mean(), "top1_std": group["top1"].std()}
-        line |= {"best_top1": group["best_top1"].max()}
+        line |= {"best_top1": group["best_top1"].max(), "raw_top1": group["raw_top1"].mean()}
         lines.append(line)
-    order = ["dense", "svd", "tucker2", "nc_ctd", "rjsvd1", "rjsvd2", "ljsvd", "bijsvd"]
+    order = ["dense", "svd", "tucker2", "nc_ctd", "rjsvd1", "rjsvd2", "ljsvd", "bijsvd", "budget"]
     table = pd.DataFrame(lines)
     table["order"] = table["method"].map(order.index)
     keys = ["model", "data", "schedule", "rank_rate", "order", "left_share", "own_per_shared", "iterations"]
+    keys += [
+        key
+        for key in ("calibration_images", "budget_params", "budget_flops", "budget_bytes", "share", "refit")
+        if key in table
+    ]
     return table.sort_values(keys, na_position="first", ignore_index=True)
 
 

@@ -25,14 +25,15 @@ NETWORK_FILE = "network.safetensors"
 
 @dataclass(frozen=True)
 class Settings:
-    """One run: its data, the architecture of its dense network, its two schedules and its plan (empty: dense)."""
+    """One run: its data, the architecture of its dense network, its two schedules and its plan (empty: dense; None: for
+    a budget, made with the decomposed network)."""
 
     cfg: DictConfig
     data: ImageData
     architecture: dict[str, Any]
     baseline: Schedule
     finetune: Schedule
-    plan: Plan
+    plan: Plan | None
 
     @classmethod
     def from_config(cls, cfg: DictConfig, data: ImageData) -> "Settings":
@@ -58,8 +59,13 @@ class Settings:
             raise ValueError("from_scratch=true trains by recipe.finetune; give it epochs")
         if cfg.method.get("iterations", 1) < 1:
             raise ValueError(f"method.iterations must be 1 or more, got {cfg.method.iterations}")
-        plan = Plan()
-        if cfg.method.name != "dense":
+        if not 0 <= cfg.calibration_images <= data.num_train:
+            raise ValueError(f"calibration_images={cfg.calibration_images} of {data.num_train} training images")
+        plan: Plan | None = Plan()
+        if cfg.method.name == "budget":
+            _check_budget(cfg)
+            plan = None
+        elif cfg.method.name != "dense":
             options = {key: value for key, value in plain(cfg.method).items() if key not in ("name", "iterations")}
             plan = plan_compression(dense, cfg.method.name, **options)
         return cls(cfg, data, arguments, baseline, finetune, plan)
@@ -67,6 +73,24 @@ class Settings:
     @property
     def folder(self) -> Path:
         return Path(self.cfg.output_dir) / self.cfg.name
+
+    @property
+    def compresses(self) -> bool:
+        """Whether this run is of anything but the dense network."""
+        return self.plan is None or bool(self.plan.groups)
+
+    @property
+    def method(self) -> dict[str, Any]:
+        """What the decomposition depends on; {} for the dense network."""
+        budget = plain(self.cfg.budget) if self.plan is None else {}
+        return plain(self.cfg.method) | budget if self.compresses else {}
+
+    @property
+    def calibration(self) -> dict[str, int]:
+        """Number of calibration images and the seed that draws them; empty for a run without."""
+        if not self.compresses or not self.cfg.calibration_images:
+            return {}
+        return {"calibration_images": self.cfg.calibration_images, "calibration_seed": self.cfg.seed}
 
     @property
     def pretrained(self) -> bool:
@@ -108,7 +132,8 @@ class Settings:
 
     @property
     def decomposed_file(self) -> Path:
-        return self.folder / "-".join([*self._method_words(), "raw", self._decomposed_id]) / NETWORK_FILE
+        words = [*self._method_words(), "raw", digest({"decomposed": self._decomposed_id, **self.calibration})]
+        return self.folder / "-".join(words) / NETWORK_FILE
 
     @property
     def config_id(self) -> str:
@@ -128,16 +153,29 @@ class Settings:
     @property
     def _decomposed_id(self) -> str:
         start = self._common if self.cfg.from_scratch else {"dense": self.dense_id}
-        method = {key: value for key, value in plain(self.cfg.method).items() if value is not None}
-        return digest({**start, "method": method if self.plan.groups else {}})
+        method = {key: value for key, value in self.method.items() if value is not None}
+        calibration = {"calibration_images": self.cfg.calibration_images} if self.calibration else {}
+        return digest({**start, "method": method, **calibration})
 
     def _method_words(self) -> list[str]:
         method = self.cfg.method
         model = [] if self.cfg.model.name in self.cfg.name else [self.cfg.model.name]
-        if not self.plan.groups:
+        if not self.compresses:
             return [*model, method.name]
+        if self.plan is None:
+            budgets = {key: self.method[key] for key in ("params", "flops", "bytes")}
+            return [*model, method.name, *(f"{key}{factor:g}" for key, factor in budgets.items() if factor)]
         share = [f"p{method.left_share:g}"] if "left_share" in method else []
         return [*model, method.name, f"r{method.rank_rate:g}", *share]
+
+
+def _check_budget(cfg: DictConfig) -> None:
+    """Raises ValueError for a budget that says nothing or cannot be planned."""
+    budgets = [cfg.budget[key] for key in ("params", "flops", "bytes")]
+    if not any(budgets) or any(budget is not None and budget < 1 for budget in budgets):
+        raise ValueError(f"give budget.params, .flops or .bytes, as factors of 1 or more; got {budgets}")
+    if cfg.from_scratch or not cfg.calibration_images:
+        raise ValueError("a budget is planned on a trained network and calibration_images (512, say)")
 
 
 def _values(schedule: Schedule) -> dict[str, Any]:

@@ -7,8 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from jointsvd.options import Cost, Kind, Layer, Option, cheapest, eigenvalues_of
-from jointsvd.weighted import matrix_power
+from jointsvd.decompose import improved_subspace
+from jointsvd.options import Cost, Kind, Layer, Option, cheapest, eigenvalues_of, gram, half
+from jointsvd.weighted import roots, times
 
 Pooled = dict[Kind, dict[tuple[Any, ...], Tensor]]
 
@@ -23,9 +24,9 @@ def merge(options: Sequence[Option], prices: Cost, multiple: int) -> list[Option
     pooled = _pooled_roots(layers)
     sketches: dict[Kind, dict[str, tuple[Tensor, float]]] = {
         kind: {
-            layer.name: _leading(_gram(layer, kind, pooled), ranks[layer.name])
+            layer.name: _leading(*half(layer, kind, root), ranks[layer.name])
             for layer in layers
-            if getattr(layer, f"{kind}_side") in pooled[kind]
+            if (root := pooled[kind].get(_side(layer, kind))) is not None
         }
         for kind in pooled
     }
@@ -57,7 +58,7 @@ def merge(options: Sequence[Option], prices: Cost, multiple: int) -> list[Option
 
 def _may_join(one: Option, other: Option, kind: Kind) -> bool:
     """Whether all layers agree on the side to share, and what is shared already is the same side."""
-    sides = {layer.left_side if kind == "left" else layer.right_side for layer in one.layers + other.layers}
+    sides = {_side(layer, kind) for layer in one.layers + other.layers}
     return len(sides) == 1 and {one.kind, other.kind} <= {"alone", kind}
 
 
@@ -70,36 +71,32 @@ def _sketched(layers: tuple[Layer, ...], kind: Kind, sketches: Mapping[str, tupl
 def _exact(option: Option, pooled: Pooled) -> Option:
     if option.kind == "alone":
         return option
-    grams = [_gram(layer, option.kind, pooled) for layer in option.layers]
+    root = pooled[option.kind][_side(option.layers[0], option.kind)]
+    grams = [gram(layer, option.kind, root) for layer in option.layers]
     return Option(option.layers, option.kind, eigenvalues_of(torch.stack(grams).sum(0)))
 
 
-def _leading(gram: Tensor, rank: int) -> tuple[Tensor, float]:
-    """Rows whose Gram matrix is the leading part of `gram`, well beyond `rank`, and the energy of the rest."""
-    eigenvalues, Q = torch.linalg.eigh(gram)
-    eigenvalues = eigenvalues.clamp_min(0)
-    keep = min(2 * rank + 32, len(gram))
-    return (Q[:, -keep:] * eigenvalues[-keep:].sqrt()).T, float(eigenvalues[:-keep].sum())
+def _leading(A: Tensor, M: Tensor, rank: int) -> tuple[Tensor, float]:
+    """Rows whose Gram matrix is about the leading part, well beyond `rank`, of that of `half`; what the rest holds."""
+    size = A.shape[1]
+    start = torch.randn(size, min(2 * rank + 32, size), dtype=A.dtype, generator=torch.Generator().manual_seed(0))
+    Q = improved_subspace(lambda X: A.T @ times(M, A @ X), torch.linalg.qr(start).Q)
+    AQ = A @ Q
+    energies = (AQ * times(M, AQ)).sum(0)
+    rest = (A * times(M, A)).sum() - energies.sum()
+    return (Q * energies.sqrt()).T, max(float(rest), 0.0)
 
 
-def _gram(layer: Layer, kind: Kind, pooled: Pooled) -> Tensor:
-    """The same for a layer that shares U (left) or V (right), had it the metric that is pooled for the shared side; the
-    eigenvalues of a sum are those of the layers that share."""
-    if kind == "left":
-        root = pooled[kind][layer.left_side]
-        return root @ layer.W @ layer.G @ layer.W.T @ root
-    root = pooled[kind][layer.right_side]
-    return root @ layer.W.T @ layer.C @ layer.W @ root
+def _side(layer: Layer, kind: Kind) -> tuple[Any, ...]:
+    return layer.left_side if kind == "left" else layer.right_side
 
 
 def _pooled_roots(layers: Sequence[Layer]) -> Pooled:
     """For each side that several layers have in common, the square root of the mean of their metrics there."""
     found: Pooled = {"left": {}, "right": {}}
-    for kind, key, metric in (("left", "left_side", "C"), ("right", "right_side", "G")):
+    for kind in found:
         sides: dict[tuple[Any, ...], list[Tensor]] = {}
         for layer in layers:
-            sides.setdefault(getattr(layer, key), []).append(getattr(layer, metric))
-        found[kind] = {  # type: ignore[index]
-            side: matrix_power(torch.stack(Ms).mean(0), 0.5) for side, Ms in sides.items() if len(Ms) > 1
-        }
+            sides.setdefault(_side(layer, kind), []).append(layer.C if kind == "left" else layer.G)
+        found[kind] = {side: roots(torch.stack(Ms).mean(0))[0] for side, Ms in sides.items() if len(Ms) > 1}
     return found

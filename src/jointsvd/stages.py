@@ -21,23 +21,35 @@ from omegaconf import DictConfig
 from pytorch_lightning.utilities import rank_zero_only
 from torch import nn
 
+from jointsvd.budget import compress
+from jointsvd.calibrate import recalibrate_batchnorm
 from jointsvd.checkpoints import check_finite, load_weights
 from jointsvd.files import load_compressed, read_metadata, save_compressed
 from jointsvd.models import build_model, init_truncated_normal
-from jointsvd.module import AtomicCheckpointIO, Classifier, Schedule, checkpointing, evaluate, fit, resolve_precision
+from jointsvd.module import (
+    AtomicCheckpointIO,
+    Classifier,
+    Schedule,
+    checkpointing,
+    device_of,
+    evaluate,
+    fit,
+    resolve_precision,
+)
 from jointsvd.plan import Plan
-from jointsvd.settings import NETWORK_FILE, Settings
+from jointsvd.settings import NETWORK_FILE, Settings, plain
 from jointsvd.surgery import build_structure, compress_model
 from jointsvd.tracking import make_logger
 
 Stage = tuple[nn.Module, dict[str, Any]]  # a network, and facts about how it came about
+Made = tuple[nn.Module, Plan, dict[str, Any]]
 
 
 def dense_network(settings: Settings) -> Stage:
     """The trained dense network, from a checkpoint, pretrained weights, or trained here; facts: accuracy, schedule."""
     cfg = settings.cfg
 
-    def make() -> Stage:
+    def make() -> Made:
         pl.seed_everything(cfg.baseline_seed, workers=True, verbose=False)
         network = build_model(**settings.architecture, pretrained=settings.pretrained and not cfg.model.checkpoint)
         if cfg.model.checkpoint:
@@ -55,54 +67,67 @@ def dense_network(settings: Settings) -> Stage:
         check_finite(network, f"the dense network ({schedule})")
         accuracy = evaluate(make_trainer(cfg), network, settings.data)
         print(f"Dense {cfg.model.name}: {accuracy['top1']:.2f} % -> {settings.dense_file}")
-        return network, {"accuracy": accuracy, "schedule": schedule}
+        return network, Plan(), {"accuracy": accuracy, "schedule": schedule}
 
-    return _made_once(settings, settings.dense_file, Plan(), make)
+    return _made_once(settings, settings.dense_file, make)
 
 
-def decomposed_network(settings: Settings, dense: nn.Module) -> Stage:
-    """The network before fine-tuning, which all seeds share; facts: accuracy (raw), seconds of decomposition."""
+def decomposed_network(settings: Settings, dense: nn.Module) -> tuple[nn.Module, Plan, dict[str, Any]]:
+    """The network before fine-tuning, and its plan. All seeds share it, but where they draw calibration images; facts:
+    accuracy (raw), seconds of decomposition, and for a budget the report of `compress`."""
 
-    def make() -> Stage:
-        method = settings.cfg.method
-        options = {"iterations": method.iterations} if "iterations" in method else {}
+    def make() -> Made:
         start = time.perf_counter()
-        network = compress_model(dense, settings.plan, **options)
-        seconds = round(time.perf_counter() - start, 2)
-        return network, {
-            "accuracy": evaluate(make_trainer(settings.cfg), network, settings.data),
-            "seconds": seconds,
-        }
+        network, plan, facts = _decompose(settings, dense)
+        facts["seconds"] = round(time.perf_counter() - start, 2)
+        return network, plan, facts | {"accuracy": evaluate(make_trainer(settings.cfg), network, settings.data)}
 
-    return _made_once(settings, settings.decomposed_file, settings.plan, make)
+    network, facts = _made_once(settings, settings.decomposed_file, make)
+    return network, Plan.from_json(read_metadata(settings.decomposed_file)["plan"]), facts
+
+
+def _decompose(settings: Settings, dense: nn.Module) -> Made:
+    cfg, images = settings.cfg, []
+    device = device_of(cfg.trainer) if device_of(cfg.trainer).type == "cuda" else torch.device("cpu")
+    dense.to(device)
+    if settings.calibration:
+        images = settings.data.calibration_batches(cfg.calibration_images, cfg.seed)
+        images = [batch.to(device) for batch in images]
+    if settings.plan is None:
+        result = compress(dense, images, **plain(cfg.budget))
+        return result.model, result.plan, {"report": result.report}
+    options = {"iterations": cfg.method.iterations} if "iterations" in cfg.method else {}
+    network = compress_model(dense, settings.plan, **options)
+    return recalibrate_batchnorm(network, images) if images else network, settings.plan, {}
 
 
 def random_network(settings: Settings) -> nn.Module:
     """The structure of the decomposed network with random weights, to train from scratch."""
     pl.seed_everything(settings.cfg.seed, workers=True, verbose=False)
+    assert settings.plan is not None, "a budget is planned on a trained network"
     network = build_structure(build_model(**settings.architecture), settings.plan)
     if settings.finetune.init_std is not None:
         init_truncated_normal(network, settings.finetune.init_std)
     return network
 
 
-def fine_tuned_network(settings: Settings, network: nn.Module, raw: dict[str, Any] | None) -> Stage:
-    """`network` after training, from its `raw` accuracy on or from scratch; facts: accuracy, best_top1 after any epoch,
-    seconds of training."""
+def fine_tuned_network(settings: Settings, network: nn.Module, plan: Plan, raw: dict[str, Any] | None) -> Stage:
+    """`network` (of `plan`) after training, from its `raw` accuracy on or from scratch; facts: accuracy, best_top1
+    after any epoch, seconds of training."""
     cfg, folder = settings.cfg, settings.folder / settings.run_name
     if not settings.finetune.epochs:
         assert raw is not None, "from scratch, there is nothing without training"
         facts: dict[str, Any] = {"accuracy": raw, "best_top1": raw["top1"], "seconds": 0.0}
     else:
         start = time.perf_counter()
-        classifier = train(settings, network, settings.plan, settings.finetune, cfg.seed, folder)
+        classifier = train(settings, network, plan, settings.finetune, cfg.seed, folder)
         facts = {
             "accuracy": classifier.accuracy or evaluate(make_trainer(cfg), network, settings.data),
             "best_top1": classifier.best_top1,
             "seconds": round(time.perf_counter() - start, 2),
         }
     if is_main_process():
-        save_compressed(folder / NETWORK_FILE, network, settings.plan, metadata=_header(settings, settings.plan))
+        save_compressed(folder / NETWORK_FILE, network, plan, metadata=_header(settings, plan))
     return network, facts
 
 
@@ -167,11 +192,11 @@ def command() -> str:
     return f"python -m jointsvd.train {shlex.join(HydraConfig.get().overrides.task)}"
 
 
-def _made_once(settings: Settings, file: Path, plan: Plan, make: Callable[[], Stage]) -> Stage:
+def _made_once(settings: Settings, file: Path, make: Callable[[], Made]) -> Stage:
     """The network and facts in `file`, where `make` puts them if it is not there."""
     with locked(file.parent):
         if not file.exists():
-            network, facts = make()
+            network, plan, facts = make()
             if is_main_process():
                 metadata = _header(settings, plan) | {"facts": json.dumps(facts), "command": command()}
                 save_compressed(file, network, plan, metadata=metadata)

@@ -40,7 +40,7 @@ def build_structure(model: nn.Module, plan: Plan) -> nn.Module:
         factors = [factor_layer(layer, group) for layer in members]
         _share(factors, group)
         for old, new in zip(members, factors, strict=True):
-            _replace(structure, old, new)
+            replace(structure, old, new)
     return structure
 
 
@@ -126,7 +126,7 @@ def _factors(
     """(U_n, V, U, V_n), of which a method without a left or right rank leaves its two empty."""
     nothing = Ws[0].new_zeros(0, 0)
     if statistics is not None:
-        metrics = [statistics.metric(name, W.shape[1]) for name, W in zip(group.members, Ws, strict=True)]
+        metrics = [statistics.metric(name) for name in group.members]
         Cs, Gs = ([metric[side] for metric in metrics] for side in (0, 1))
         return weighted_bijsvd(Ws, Cs, Gs, group.left_rank, group.right_rank)
     if group.left_rank and group.right_rank:
@@ -201,7 +201,7 @@ def _equal_sides(group: AnyGroup) -> list[tuple[str, Callable[[MatrixLayer], tup
     return sides
 
 
-def _replace(model: nn.Module, old: nn.Module, new: nn.Module) -> None:
+def replace(model: nn.Module, old: nn.Module, new: nn.Module) -> None:
     """Put `new` wherever `old` is registered: a module used under several names stays one."""
     for parent in list(model.modules()):
         for name, child in list(parent._modules.items()):  # named_children() would skip a second name

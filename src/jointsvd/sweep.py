@@ -71,7 +71,7 @@ def announce_hours(jobs: Iterable[Settings]) -> None:
     """Print how long the unfinished jobs will take, if that is over an hour, from a few training steps."""
     todo = {job.run_name: job for job in jobs if not job.row_file.exists()}
     dense = {job.dense_id: job for job in todo.values() if job.trains_dense()}
-    phases = [(job, job.finetune, job.plan) for job in todo.values()]
+    phases = [(job, job.finetune, job.plan or Plan()) for job in todo.values()]  # a budget's network: as if dense
     phases += [(job, job.baseline, Plan()) for job in dense.values()]
     seconds = 0.0
     per_step: dict[str, float] = {}

@@ -16,6 +16,7 @@ _LABELS = {
     "rjsvd1": "RJSVD-1",
     "rjsvd2": "RJSVD-2",
     "ljsvd": "LJSVD",
+    "budget": "ours",
 }
 
 
@@ -35,7 +36,7 @@ def readable(rows: pd.DataFrame) -> pd.DataFrame:
         line = {name: short(row[name]) for name in differing}
         line |= {
             "method": label(row),
-            "rank_rate": "" if row["method"] == "dense" else f"{row['rank_rate']:g}",
+            "rank_rate": "" if pd.isna(row["rank_rate"]) else f"{row['rank_rate']:g}",
             "CF": f"{row['compression_factor']:.2f}",
             "CF, paper's count": f"{row['compression_factor_paper']:.2f}",
             "CF it prints": percent(printed.compression_factor if printed else None),
@@ -110,6 +111,10 @@ def label(row: Mapping[str, Any]) -> str:
         text = f"Bi-JSVD_{row['left_share']:g}"
     if row["method"] == "nc_ctd":
         text = f"NC_CTD, own/shared {row['own_per_shared']:g}"
+    if row["method"] == "budget":
+        text += ", no sharing" * (not row["share"]) + ", no refit" * (not row["refit"])
+    elif (row.get("calibration_images") or 0) > 0:
+        text += ", batch norms again"
     return text if row["hid"] != "dense" else f"{text}, HID dense"
 
 

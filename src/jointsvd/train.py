@@ -19,6 +19,7 @@ from jointsvd.files import read_metadata
 from jointsvd.gpus import own_gpu
 from jointsvd.models import build_model
 from jointsvd.module import device_of, resolve_precision
+from jointsvd.plan import Plan
 from jointsvd.report import report
 from jointsvd.results import Row, collect, environment
 from jointsvd.settings import CONF, Settings, read_data
@@ -38,6 +39,11 @@ from jointsvd.tracking import log_run
 
 @hydra.main(config_path=CONF, config_name="train", version_base="1.3")
 def main(cfg: DictConfig) -> None:
+    start(cfg)
+
+
+def start(cfg: DictConfig) -> Settings:
+    """Check the configuration, run it, and print the table of its folder."""
     quieten_lightning()
     alone = HydraConfig.get().mode == RunMode.RUN and is_main_process()
     try:
@@ -53,6 +59,7 @@ def main(cfg: DictConfig) -> None:
         run(settings)
     if alone:
         report(settings.folder, cfg.logger)
+    return settings
 
 
 def run(settings: Settings) -> None:
@@ -76,7 +83,7 @@ def run(settings: Settings) -> None:
 
 def make_row(settings: Settings) -> Row:
     """Run the stages; the row says what they cost and reach."""
-    cfg, data, plan = settings.cfg, settings.data, settings.plan
+    cfg, data, plan = settings.cfg, settings.data, settings.plan or Plan()
     if cfg.from_scratch:
         dense, network = build_model(**settings.architecture), random_network(settings)
         dense_facts: dict[str, Any] = {"accuracy": {}, "schedule": None}
@@ -84,8 +91,8 @@ def make_row(settings: Settings) -> Row:
     else:
         dense, dense_facts = dense_network(settings)
         network, raw_facts = dense, dense_facts | {"seconds": 0.0}
-        if plan.groups:
-            network, raw_facts = decomposed_network(settings, dense)
+        if settings.compresses:
+            network, plan, raw_facts = decomposed_network(settings, dense)
     costs = {
         "num_parameters": num_parameters(network),
         "compression_factor": compression_factor(dense, network),
@@ -95,10 +102,10 @@ def make_row(settings: Settings) -> Row:
     raw = raw_facts["accuracy"]
     start = "random weights" if cfg.from_scratch else f"raw {raw['top1']:.2f} %"
     print(f"{settings.run_name}: CF {costs['compression_factor']:.2f}, {start}")
-    network, facts = fine_tuned_network(settings, network, raw or None)
+    network, facts = fine_tuned_network(settings, network, plan, raw or None)
     print(f"{settings.run_name}: {facts['accuracy']['top1']:.2f} % after {settings.finetune}")
 
-    method = cfg.method if plan.groups else {}
+    method = settings.method
     layers = method.get("layers")
     return Row(
         model=cfg.model.name,
@@ -113,6 +120,12 @@ def make_row(settings: Settings) -> Row:
         hid=method.get("hid"),
         layers=" ".join(layers) if layers else None,
         iterations=method.get("iterations"),
+        budget_params=method.get("params"),
+        budget_flops=method.get("flops"),
+        budget_bytes=method.get("bytes"),
+        share=method.get("share"),
+        refit=method.get("refit"),
+        calibration_images=settings.calibration.get("calibration_images"),
         from_scratch=cfg.from_scratch,
         seed=cfg.seed,
         **costs,  # type: ignore[arg-type]

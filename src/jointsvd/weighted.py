@@ -3,8 +3,9 @@
 The objective is ``sum_n tr (W_n - A_n)^T C_n (W_n - A_n) G_n`` for the approximations A_n, where C_n (rows, rows) is
 the second moment of what member n multiplies by W_n (rows, cols_n), and G_n (cols_n, cols_n) that of the gradients that
 come back to its outputs: the Kronecker-factored second-order change of the output (Grosse and Martens, arXiv
-1602.01407). With identities these are `rjsvd`, `ljsvd` and `bijsvd`. All is computed in float64; eigendecompositions
-and a ridge stand in for Cholesky factors, so moments may be singular or zero.
+1602.01407). With identities these are `rjsvd`, `ljsvd` and `bijsvd`. A moment may also be given as the one block M of a
+block-diagonal ``kron(I, M)``. All is computed in float64; eigendecompositions and a ridge stand in for Cholesky
+factors, so moments may be singular or zero.
 """
 
 from collections.abc import Sequence
@@ -42,11 +43,11 @@ def weighted_ljsvd(
     Ws: N matrices (rows, cols_n). Returns U (rows, rank) and V_n (rank, cols_n). Raises ValueError as `weighted_rjsvd`.
     """
     doubles, Cs, Gs = _checked(Ws, Cs, Gs)
-    roots = [matrix_power(G, 0.5) for G in Gs]
     if not 1 <= rank <= len(doubles[0]):
         raise ValueError(f"rank must be between 1 and {len(doubles[0])} for these matrices, got {rank}")
-    U, Ys = _fit_left([W @ root for W, root in zip(doubles, roots, strict=True)], Cs, rank)
-    Vs = [torch.linalg.solve(root, Y.T).T for Y, root in zip(Ys, roots, strict=True)]
+    pairs = [roots(G) for G in Gs]
+    U, Ys = _fit_left([times(root, W.T).T for W, (root, _) in zip(doubles, pairs, strict=True)], Cs, rank)
+    Vs = [times(inverse_root, Y.T).T for Y, (_, inverse_root) in zip(Ys, pairs, strict=True)]
     return _like(U, Ws[0]), [_like(V, Ws[0]) for V in Vs]
 
 
@@ -84,8 +85,13 @@ def objective(
     total = 0.0
     for W, C, G, A in zip(Ws, Cs, Gs, approximations, strict=True):
         D = (W - A).detach().double()
-        total += float(((C.double() @ D) * (D @ G.double())).sum())
+        total += float((times(C.double(), D) * times(G.double(), D.T).T).sum())
     return total
+
+
+def times(M: Tensor, X: Tensor) -> Tensor:
+    """``kron(I, M) X``, with the identity that fits the rows of X (rows, cols); just M X if M has as many."""
+    return (M @ X.reshape(-1, len(M), X.shape[1])).reshape(X.shape)
 
 
 def with_ridge(C: Tensor) -> Tensor:
@@ -94,21 +100,26 @@ def with_ridge(C: Tensor) -> Tensor:
     return C + torch.eye(len(C), dtype=C.dtype, device=C.device) * (RIDGE * mean if mean > 0 else 1.0)
 
 
-def matrix_power(C: Tensor, power: float) -> Tensor:
-    """C^power of a symmetric positive definite matrix."""
+def roots(C: Tensor) -> tuple[Tensor, Tensor]:
+    """C^1/2 and C^-1/2 of a symmetric positive definite matrix."""
     eigenvalues, Q = torch.linalg.eigh(C)
-    return Q * eigenvalues.clamp_min(eigenvalues[-1] * 1e-12).pow(power) @ Q.T
+    values = eigenvalues.clamp_min(eigenvalues[-1] * 1e-12).sqrt()
+    return Q * values @ Q.T, Q / values @ Q.T
 
 
 def _fit_left(Ws: Sequence[Tensor], Cs: Sequence[Tensor], rank: int) -> tuple[Tensor, list[Tensor]]:
     """U (rows, rank) and V_n for G_n = I."""
     U = _pooled_left(Ws, Cs, rank)
+    if len(Ws) == 1:
+        CU = times(Cs[0], U)
+        return U, [torch.linalg.pinv(U.T @ CU, hermitian=True) @ (CU.T @ Ws[0])]
     previous = float("inf")
     for _ in range(MAX_ITERATIONS):
-        Vs = [torch.linalg.pinv(U.T @ C @ U, hermitian=True) @ (U.T @ (C @ W)) for W, C in zip(Ws, Cs, strict=True)]
+        CUs = [times(C, U) for C in Cs]
+        Vs = [torch.linalg.pinv(U.T @ CU, hermitian=True) @ (CU.T @ W) for W, CU in zip(Ws, CUs, strict=True)]
         residuals = [W - U @ V for W, V in zip(Ws, Vs, strict=True)]
-        error = float(sum((D * (C @ D)).sum() for D, C in zip(residuals, Cs, strict=True)))
-        if len(Ws) == 1 or error > previous * (1 - TOLERANCE):
+        error = float(sum((D * times(C, D)).sum() for D, C in zip(residuals, Cs, strict=True)))
+        if error > previous * (1 - TOLERANCE):
             break
         previous = error
         U = torch.linalg.qr(_improved_left(Ws, Cs, U, Vs)).Q
@@ -118,9 +129,9 @@ def _fit_left(Ws: Sequence[Tensor], Cs: Sequence[Tensor], rank: int) -> tuple[Te
 def _pooled_left(Ws: Sequence[Tensor], Cs: Sequence[Tensor], rank: int) -> Tensor:
     """The best U if every member had the mean of all moments."""
     C = torch.stack(list(Cs)).mean(0)
-    root, inverse_root = matrix_power(C, 0.5), matrix_power(C, -0.5)
-    gram = torch.stack([W @ W.T for W in Ws]).sum(0)
-    return inverse_root @ leading_eigenvectors(root @ gram @ root, rank)
+    root, inverse_root = roots(C)
+    half = times(root, torch.cat(list(Ws), 1))
+    return times(inverse_root, leading_eigenvectors(half @ half.T, rank))
 
 
 def _improved_left(Ws: Sequence[Tensor], Cs: Sequence[Tensor], U: Tensor, Vs: Sequence[Tensor]) -> Tensor:
@@ -129,9 +140,9 @@ def _improved_left(Ws: Sequence[Tensor], Cs: Sequence[Tensor], U: Tensor, Vs: Se
     grams = [V @ V.T for V in Vs]
 
     def multiply(X: Tensor) -> Tensor:
-        return torch.stack([C @ (X @ G) for C, G in zip(Cs, grams, strict=True)]).sum(0)
+        return torch.stack([times(C, X @ G) for C, G in zip(Cs, grams, strict=True)]).sum(0)
 
-    residual = torch.stack([C @ (W @ V.T) for W, C, V in zip(Ws, Cs, Vs, strict=True)]).sum(0) - multiply(U)
+    residual = torch.stack([times(C, W @ V.T) for W, C, V in zip(Ws, Cs, Vs, strict=True)]).sum(0) - multiply(U)
     direction, energy = residual, residual.square().sum()
     for _ in range(_CG_STEPS):
         image = multiply(direction)
@@ -152,15 +163,16 @@ def _checked(
     if not Ws or not len(Ws) == len(Cs) == len(Gs):
         raise ValueError(f"needs two moments for each of at least one matrix, got {len(Ws)}, {len(Cs)}, {len(Gs)}")
     for W, C, G in zip(Ws, Cs, Gs, strict=True):
-        if W.ndim != 2 or C.shape != (len(W), len(W)) or G.shape != (W.shape[1], W.shape[1]):
+        moments = zip(W.shape, (C, G), strict=False)
+        if W.ndim != 2 or any(M.ndim != 2 or M.shape[0] != M.shape[1] or n % len(M) for n, M in moments):
             shapes = ", ".join(str(tuple(x.shape)) for x in (W, C, G))
             raise ValueError(f"a matrix (rows, cols) needs moments (rows, rows) and (cols, cols), got {shapes}")
         if not all(torch.isfinite(x).all() for x in (W, C, G)):
             raise ValueError("a matrix or a moment holds NaN or infinite values")
     if len({len(W) for W in Ws}) > 1:
         raise ValueError(f"a shared factor needs sides of one length, got {[tuple(W.shape) for W in Ws]}")
-    moments = [[with_ridge(M.detach().double().to(Ws[0].device)) for M in Ms] for Ms in (Cs, Gs)]
-    return [W.detach().double() for W in Ws], *moments  # type: ignore[return-value]
+    with_ridges = [[with_ridge(M.detach().double().to(Ws[0].device)) for M in Ms] for Ms in (Cs, Gs)]
+    return [W.detach().double() for W in Ws], *with_ridges  # type: ignore[return-value]
 
 
 def _like(x: Tensor, reference: Tensor) -> Tensor:
