@@ -11,7 +11,8 @@ from torch import nn
 from jointsvd import Group, Plan, compress_model, num_parameters
 from jointsvd.datasets import Digits
 from jointsvd.files import write_atomic
-from jointsvd.module import Classifier, Schedule, evaluate
+from jointsvd.module import Classifier, evaluate
+from jointsvd.schedule import Schedule
 
 
 def small_network():

@@ -11,8 +11,8 @@ from omegaconf import read_write
 from jointsvd import find_groups
 from jointsvd.datasets import Digits
 from jointsvd.models import build_model
-from jointsvd.module import Schedule
 from jointsvd.rules import METHODS
+from jointsvd.schedule import Schedule
 from jointsvd.settings import CONF, Settings, architecture, plain, read_data
 from jointsvd.sweep import announce_hours, check_jobs, split_jobs
 

@@ -18,8 +18,9 @@ from torch import nn
 from jointsvd import build_structure, plan_compression
 from jointsvd.datasets import Digits
 from jointsvd.models import build_model
-from jointsvd.module import Classifier, Schedule, resolve_precision
+from jointsvd.module import Classifier, resolve_precision
 from jointsvd.results import heading
+from jointsvd.schedule import Schedule
 from jointsvd.stages import quieten_lightning
 
 BATCH_SIZE = 64

@@ -53,12 +53,13 @@ def allocation_picture(report: Sequence[dict[str, Any]]) -> Figure:
         axis.set(xlabel=title)
         axis.spines[["top", "right"]].set_visible(False)
         axis.grid(alpha=0.3, axis="x")
+        axis.set_axisbelow(True)
     for place, line in zip(places, report, strict=True):
         share = 100 * line["parameters"] / (sum(line["parameters"] for line in report) or 1)
         axes[0].annotate(f" {line['rank'] or ''}", (share, place), va="center", fontsize=7)
     axes[0].set_yticks(places, [_short(line["layers"]) for line in report], fontsize=7)
     axes[0].set_title("numbers: rank", fontsize="small", loc="right")
-    axes[0].invert_yaxis()
+    axes[0].set_ylim(len(report) - 0.4, -0.6)
     used = [kind for kind in COLORS if any(line["choice"] == kind for line in report)]
     handles = [Patch(color=COLORS[kind], label=_MEANING[kind]) for kind in used]
     figure.legend(handles=handles, loc="outside upper center", ncols=len(used), frameon=False)

@@ -1,8 +1,6 @@
-"""Training: `Schedule` says how, `Classifier` is the LightningModule, `fit` and `evaluate` run it."""
+"""Training: `Classifier` is the LightningModule, `fit` and `evaluate` run it."""
 
-import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -10,7 +8,7 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 import torch.nn.functional as F
-from pytorch_lightning.callbacks import ModelCheckpoint
+from pytorch_lightning.callbacks import Callback, EMAWeightAveraging, ModelCheckpoint
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 from torch import Tensor, nn
 from torch.optim import SGD, Optimizer
@@ -21,77 +19,17 @@ from torchmetrics.classification import MulticlassAccuracy
 from jointsvd.data import ImageData
 from jointsvd.files import write_atomic
 from jointsvd.paired import pack
+from jointsvd.recovery import distillation_loss, factors_of, squared_products
+from jointsvd.schedule import Schedule
 
-
-@dataclass(frozen=True)
-class Schedule:
-    """One phase of training by SGD.
-
-    With one_cycle the learning rate rises linearly over the first fifth of all steps and falls to zero as a cosine,
-    `lr` being its peak. Without, it is `lr`, divided by 10 after each of the `milestones` (epochs), but warmup_lrs[e]
-    in the first epochs e. init_std: standard deviation of the truncated normal that weights start from; null keeps the
-    network's own initialisation. image_sizes: [[6, 16], [10, 20]] trains on images 16 pixels wide up to epoch 6, 20 up
-    to epoch 10, and whole ones from there. num_images: train on that many images, the same ones always (all: null).
-    test_every: epochs between two tests. Raises ValueError for values out of range.
-    """
-
-    epochs: int
-    batch_size: int
-    lr: float
-    momentum: float
-    nesterov: bool
-    weight_decay: float
-    one_cycle: bool
-    milestones: Sequence[int]
-    warmup_lrs: Sequence[float]
-    init_std: float | None
-    image_sizes: Sequence[Sequence[int]] = ()
-    num_images: int | None = None
-    test_every: int = 1
-
-    def __post_init__(self) -> None:
-        if self.epochs < 0 or self.batch_size < 1 or self.lr <= 0 or self.momentum < 0 or self.weight_decay < 0:
-            raise ValueError(f"a recipe needs epochs >= 0, batch_size >= 1, lr > 0 and no negative values: {self}")
-        if self.one_cycle and (self.milestones or self.warmup_lrs):
-            raise ValueError("a recipe is one_cycle, or has milestones and warmup_lrs; not both")
-        if self.test_every < 1 or (self.num_images is not None and self.num_images < self.batch_size):
-            raise ValueError(f"a recipe needs test_every >= 1 and num_images of one batch or more: {self}")
-
-    def factor(self, epoch: float) -> float:
-        """Learning rate at a (fractional) epoch, as a multiple of `lr`."""
-        if self.one_cycle:
-            rise = 0.2 * self.epochs
-            if epoch < rise:
-                return max(epoch / rise, 0.01)
-            return 0.5 * (1 + math.cos(math.pi * (epoch - rise) / (self.epochs - rise)))
-        if epoch < len(self.warmup_lrs):
-            return self.warmup_lrs[int(epoch)] / self.lr
-        return 0.1 ** sum(epoch >= milestone for milestone in self.milestones)
-
-    def image_size(self, epoch: int) -> int | None:
-        """Width in pixels of training images in an epoch; None: as they are."""
-        return next((pixels for until, pixels in self.image_sizes if epoch < until), None)
-
-    def __str__(self) -> str:
-        if not self.epochs:
-            return "no training"
-        epochs = f"{self.epochs} epoch{'s' * (self.epochs != 1)}"
-        momentum = f"{'Nesterov ' * self.nesterov}momentum {self.momentum:g}"
-        epochs += f" of {self.num_images:,} images" if self.num_images else ""
-        parts = [epochs, f"batch {self.batch_size}", f"SGD lr {self.lr:g}", momentum]
-        parts += [f"weight decay {self.weight_decay:g}"]
-        parts += ["one cycle"] if self.one_cycle else []
-        parts += [f"/ 10 after {', '.join(map(str, self.milestones))}"] if self.milestones else []
-        parts += [f"warm-up {', '.join(f'{lr:g}' for lr in self.warmup_lrs)}"] if self.warmup_lrs else []
-        parts += [f"truncated normal start {self.init_std:g}"] if self.init_std else []
-        parts += [f"{pixels} pixels up to epoch {until}" for until, pixels in self.image_sizes]
-        return ", ".join(parts)
+_NO_SCHEDULE = "a Classifier without a schedule only evaluates"
 
 
 class Classifier(pl.LightningModule):
     """A network, trained with cross-entropy by `schedule`; top-1 and top-5 on the test set after every epoch.
 
-    header: strings kept in checkpoints, that say which network the weights are of.
+    header: strings kept in checkpoints, that say which network the weights are of. teacher: the dense network, for a
+    schedule with distillation.
     accuracy: on the test set after the last epoch so far, as `evaluate` gives it; None if not tested after that epoch.
     best_top1: the highest top-1 (percent) after any tested epoch so far. Both survive a resumed run.
     """
@@ -102,8 +40,10 @@ class Classifier(pl.LightningModule):
         num_classes: int,
         schedule: Schedule | None = None,
         header: Mapping[str, str] | None = None,
+        teacher: nn.Module | None = None,
     ):
         super().__init__()
+        self.teachers = () if teacher is None else (teacher,)  # in a tuple, so that it is no part of the network
         self.network, self.schedule, self.header = network, schedule, dict(header or {})
         self.metrics = MetricCollection(
             {f"top{k}": MulticlassAccuracy(num_classes, average="micro", top_k=min(k, num_classes)) for k in (1, 5)}
@@ -117,6 +57,8 @@ class Classifier(pl.LightningModule):
 
     def on_fit_start(self) -> None:
         self.network.to(memory_format=torch.channels_last)
+        for teacher in self.teachers:
+            teacher.eval().requires_grad_(False).to(self.device).to(memory_format=torch.channels_last)
 
     def on_train_epoch_start(self) -> None:
         self.accuracy = None
@@ -125,8 +67,21 @@ class Classifier(pl.LightningModule):
         images, labels = batch
         if self.schedule and (size := self.schedule.image_size(self.current_epoch)):
             images = F.interpolate(images, (size, size), mode="bilinear", antialias=True)
-        loss = F.cross_entropy(self(images), labels)
+        loss = self._loss(images, labels)
         self.log("train/loss", loss, on_step=False, on_epoch=True, prog_bar=True)
+        return loss
+
+    def _loss(self, images: Tensor, labels: Tensor) -> Tensor:
+        schedule, logits = self.schedule, self(images)
+        assert schedule is not None, _NO_SCHEDULE
+        loss = F.cross_entropy(logits, labels)
+        for teacher in self.teachers:
+            with torch.no_grad():
+                wanted = teacher(images.contiguous(memory_format=torch.channels_last))
+            share, temperature = schedule.distillation
+            loss = (1 - share) * loss + share * distillation_loss(logits, wanted, temperature)
+        if schedule.product_decay:
+            loss = loss + schedule.weight_decay / 2 * squared_products(self.network)
         return loss
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
@@ -152,9 +107,13 @@ class Classifier(pl.LightningModule):
 
     def configure_optimizers(self) -> Any:
         schedule = self.schedule
-        assert schedule is not None, "a Classifier without a schedule only evaluates"
+        assert schedule is not None, _NO_SCHEDULE
+        factors = factors_of(self.network) if schedule.product_decay else []
+        taken = set(factors)
+        groups: list[dict[str, Any]] = [{"params": [p for p in self.network.parameters() if p not in taken]}]
+        groups += [{"params": factors, "weight_decay": 0.0}] if factors else []  # theirs is in the loss
         optimizer: Optimizer = SGD(
-            self.network.parameters(),  # a shared factor comes once
+            groups,  # a shared factor comes once
             lr=schedule.lr,
             momentum=schedule.momentum,
             nesterov=schedule.nesterov,
@@ -198,9 +157,10 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         write_atomic(path, content.getvalue())
 
 
-def checkpointing(folder: Path) -> ModelCheckpoint:
-    """Keep one checkpoint, of the last epoch."""
-    return ModelCheckpoint(folder, filename="last", enable_version_counter=False, save_on_train_epoch_end=True)
+def callbacks(folder: Path, schedule: Schedule) -> list[Callback]:
+    """Keep one checkpoint, of the last epoch; and the moving average of the schedule."""
+    last = ModelCheckpoint(folder, filename="last", enable_version_counter=False, save_on_train_epoch_end=True)
+    return [last, *([EMAWeightAveraging(decay=schedule.ema)] if schedule.ema else [])]
 
 
 def device_of(trainer: Mapping[str, Any]) -> torch.device:

@@ -14,10 +14,11 @@ from jointsvd.checkpoints import check_finite, load_weights
 from jointsvd.cost import num_flops
 from jointsvd.data import ImageData
 from jointsvd.models import build_model, check_architecture
-from jointsvd.module import Schedule, num_processes, resolve_precision
+from jointsvd.module import num_processes, resolve_precision
 from jointsvd.plan import Plan
 from jointsvd.results import ROW_FILE, digest, file_sha256
 from jointsvd.rules import plan_compression
+from jointsvd.schedule import Schedule
 
 CONF = str(Path(__file__).parents[2] / "conf")
 NETWORK_FILE = "network.safetensors"
@@ -55,6 +56,8 @@ class Settings:
         dense = _dense_without_weights(data.input_size, **arguments)
         if cfg.model.checkpoint:
             _check_checkpoint(cfg.model.checkpoint, **arguments)
+        if baseline.distillation or (cfg.from_scratch and finetune.distillation):
+            raise ValueError("distillation needs a trained dense network: only recipe.finetune can have it")
         if cfg.from_scratch and not finetune.epochs:
             raise ValueError("from_scratch=true trains by recipe.finetune; give it epochs")
         if cfg.method.get("iterations", 1) < 1:

@@ -26,17 +26,9 @@ from jointsvd.calibrate import recalibrate_batchnorm
 from jointsvd.checkpoints import check_finite, load_weights
 from jointsvd.files import load_compressed, read_metadata, save_compressed
 from jointsvd.models import build_model, init_truncated_normal
-from jointsvd.module import (
-    AtomicCheckpointIO,
-    Classifier,
-    Schedule,
-    checkpointing,
-    device_of,
-    evaluate,
-    fit,
-    resolve_precision,
-)
+from jointsvd.module import AtomicCheckpointIO, Classifier, callbacks, device_of, evaluate, fit, resolve_precision
 from jointsvd.plan import Plan
+from jointsvd.schedule import Schedule
 from jointsvd.settings import NETWORK_FILE, Settings, plain
 from jointsvd.surgery import build_structure, compress_model
 from jointsvd.tracking import make_logger
@@ -138,7 +130,10 @@ def train(
     data = settings.data
     pl.seed_everything(seed, workers=True, verbose=False)
     data.batch_size, data.num_images, data.seed = schedule.batch_size, schedule.num_images, seed
-    classifier = Classifier(network, data.num_classes, schedule, _header(settings, plan))
+    teacher = (
+        load_compressed(settings.dense_file, build_model(**settings.architecture)) if schedule.distillation else None
+    )
+    classifier = Classifier(network, data.num_classes, schedule, _header(settings, plan), teacher)
     trainer = make_trainer(settings.cfg, schedule, folder)
     if schedule.epochs:
         fit(trainer, classifier, data, folder)
@@ -152,7 +147,7 @@ def make_trainer(cfg: DictConfig, schedule: Schedule | None = None, folder: Path
     options: dict[str, Any] = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
     if schedule is not None and folder is not None:
         logger = make_logger(cfg, folder) if "_target_" in cfg.logger else False
-        options = {"logger": logger, "callbacks": [checkpointing(folder)], "max_epochs": schedule.epochs}
+        options = {"logger": logger, "callbacks": callbacks(folder, schedule), "max_epochs": schedule.epochs}
         options |= {"check_val_every_n_epoch": schedule.test_every}
     return cast(
         pl.Trainer,

@@ -79,7 +79,10 @@ def announce_hours(jobs: Iterable[Settings]) -> None:
         if schedule.epochs:
             kind = f"{job.architecture} {schedule.batch_size} {bool(plan.groups)}"  # one compressed network for all
             per_step[kind] = per_step.get(kind) or _step_seconds(job, schedule.batch_size, plan)
-            steps = schedule.epochs * ((schedule.num_images or job.data.num_train) // schedule.batch_size)
+            full = job.data.image_size
+            sizes = (schedule.image_size(epoch) or full for epoch in range(schedule.epochs))
+            epochs = sum((size / full) ** 2 for size in sizes)  # time goes with the pixels
+            steps = epochs * ((schedule.num_images or job.data.num_train) // schedule.batch_size)
             seconds += steps * per_step[kind] / num_processes(job.cfg.trainer)
     if seconds > 3600:
         device = device_of(next(iter(todo.values())).cfg.trainer)

@@ -54,7 +54,8 @@ def readable(rows: pd.DataFrame) -> pd.DataFrame:
             line[f"paper's, {where} %"] = percent(printed.top1 if printed else None)
         line |= _drops(row, rows, printed, untrained)
         lines.append(line)
-    return pd.DataFrame(lines).fillna("")
+    table = pd.DataFrame(lines).fillna("")
+    return table.loc[:, (table != "").any()]
 
 
 def _drops(
@@ -143,6 +144,8 @@ def conditions(rows: pd.DataFrame) -> str:
             "test set, as the paper reports it."
         )
     first = rows.iloc[0]
+    if "calibration_images" in rows and (images := rows["calibration_images"].dropna().unique()).size:
+        tuning += f" Calibration: {' / '.join(f'{number:,.0f}' for number in images)} unlabelled training images."
     return (
         f"{all_of('model')} on {all_of('data')} ({all_of('image_size')} pixels a side, {first['num_train']:,} training "
         f"and {first['num_test']:,} test images). {start} {tuning} "

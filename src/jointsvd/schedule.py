@@ -1,0 +1,83 @@
+"""How one phase of training goes."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """One phase of training by SGD.
+
+    With one_cycle the learning rate rises linearly over the first fifth of all steps and falls to zero as a cosine,
+    `lr` being its peak. Without, it is `lr`, divided by 10 after each of the `milestones` (epochs), but warmup_lrs[e]
+    in the first epochs e. init_std: standard deviation of the truncated normal that weights start from; null keeps the
+    network's own initialisation. image_sizes: [[6, 16], [10, 20]] trains on images 16 pixels wide up to epoch 6, 20 up
+    to epoch 10, and whole ones from there. num_images: train on that many images, the same ones always (all: null).
+    test_every: epochs between two tests. distillation: [share of the loss, temperature] of learning the dense network's
+    predictions. product_decay: weight_decay of the products U V instead of the factors. ema: decay a step of the moving
+    average of the weights that takes their place. Raises ValueError for values out of range.
+    """
+
+    epochs: int
+    batch_size: int
+    lr: float
+    momentum: float
+    nesterov: bool
+    weight_decay: float
+    one_cycle: bool
+    milestones: Sequence[int]
+    warmup_lrs: Sequence[float]
+    init_std: float | None
+    image_sizes: Sequence[Sequence[int]] = ()
+    num_images: int | None = None
+    test_every: int = 1
+    distillation: Sequence[float] = ()
+    product_decay: bool = False
+    ema: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.epochs < 0 or self.batch_size < 1 or self.lr <= 0 or self.momentum < 0 or self.weight_decay < 0:
+            raise ValueError(f"a recipe needs epochs >= 0, batch_size >= 1, lr > 0 and no negative values: {self}")
+        if self.one_cycle and (self.milestones or self.warmup_lrs):
+            raise ValueError("a recipe is one_cycle, or has milestones and warmup_lrs; not both")
+        if self.test_every < 1 or (self.num_images is not None and self.num_images < self.batch_size):
+            raise ValueError(f"a recipe needs test_every >= 1 and num_images of one batch or more: {self}")
+        if self.distillation and not (len(self.distillation) == 2 and 0 < self.distillation[0] <= 1):
+            raise ValueError(f"distillation is [share of the loss up to 1, temperature], got {self.distillation}")
+        if not 0 <= self.ema < 1:
+            raise ValueError(f"ema is a decay from 0 (off) to below 1, got {self.ema}")
+
+    def factor(self, epoch: float) -> float:
+        """Learning rate at a (fractional) epoch, as a multiple of `lr`."""
+        if self.one_cycle:
+            rise = 0.2 * self.epochs
+            if epoch < rise:
+                return max(epoch / rise, 0.01)
+            return 0.5 * (1 + math.cos(math.pi * (epoch - rise) / (self.epochs - rise)))
+        if epoch < len(self.warmup_lrs):
+            return self.warmup_lrs[int(epoch)] / self.lr
+        return 0.1 ** sum(epoch >= milestone for milestone in self.milestones)
+
+    def image_size(self, epoch: int) -> int | None:
+        """Width in pixels of training images in an epoch; None: as they are."""
+        return next((pixels for until, pixels in self.image_sizes if epoch < until), None)
+
+    def __str__(self) -> str:
+        if not self.epochs:
+            return "no training"
+        epochs = f"{self.epochs} epoch{'s' * (self.epochs != 1)}"
+        momentum = f"{'Nesterov ' * self.nesterov}momentum {self.momentum:g}"
+        epochs += f" of {self.num_images:,} images" if self.num_images else ""
+        parts = [epochs, f"batch {self.batch_size}", f"SGD lr {self.lr:g}", momentum]
+        parts += [f"weight decay {self.weight_decay:g}"]
+        parts += ["one cycle"] if self.one_cycle else []
+        parts += [f"/ 10 after {', '.join(map(str, self.milestones))}"] if self.milestones else []
+        parts += [f"warm-up {', '.join(f'{lr:g}' for lr in self.warmup_lrs)}"] if self.warmup_lrs else []
+        parts += [f"truncated normal start {self.init_std:g}"] if self.init_std else []
+        parts += [f"{pixels} pixels up to epoch {until}" for until, pixels in self.image_sizes]
+        if self.distillation:
+            parts += ["distillation {:g} at temperature {:g}".format(*self.distillation)]
+        parts += ["decay of products U V"] if self.product_decay else []
+        parts += [f"EMA {self.ema:g}"] if self.ema else []
+        return ", ".join(parts)
