@@ -87,6 +87,12 @@ def test_trainers(configure, name):
 
 
 NUM_JOBS = {  # for one seed: networks times methods times rank rates; table III is iterations times shares
+    "beyond": 3,
+    "beyond.ablation": 3 * 2 * 2,
+    "beyond.control": 1,
+    "beyond.flops": 1,
+    "beyond.paper": 6 * 2 * 2,
+    "beyond.recover": 4,
     "fashion_mnist_resnet34": 11 * 2,
     "fashion_mnist_resnet34.epoch": 4,
     "figure3": 2 * 5 * 2,
@@ -125,7 +131,7 @@ def test_experiments(configure, digits, name):
         job = configure(*overrides)
         settings = Settings.from_config(job, read_data(job))
         assert settings.folder.name == settings.cfg.name
-        assert ("dense" in settings.run_name) == (not settings.plan.groups)
+        assert ("dense" in settings.run_name) == (not settings.compresses)
 
 
 def test_the_readme_loads_a_network_that_the_main_job_makes(configure, digits, monkeypatch):
@@ -184,6 +190,12 @@ def test_unknown_choices_are_refused_with_those_there_are(configure):
         (["method=bijsvd", "method.iterations=0"], "iterations must be 1 or more"),
         (["trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=3"], "multiple of the 3 processes"),
         (["model.source=keras"], "source 'timm' or 'torchvision'"),
+        (["method=budget", "budget.params=null"], "give budget.params, .flops or .bytes"),
+        (["method=budget", "budget.params=0.5"], "factors of 1 or more"),
+        (["method=budget", "calibration_images=0"], "and calibration_images"),
+        (["method=budget", "from_scratch=true"], "planned on a trained network"),
+        (["calibration_images=5000"], "calibration_images=5000 of 1437"),
+        (["recipe.baseline.distillation=[0.5,2]"], "only recipe.finetune can have it"),
     ],
 )
 def test_what_cannot_work_is_refused(configure, digits, overrides, message):

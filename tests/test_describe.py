@@ -57,12 +57,9 @@ def test_table_and_picture(compressed, tmp_path):
 
 
 def test_the_command_line(tmp_path):
-    def run(*overrides):
-        command = [sys.executable, "-m", "jointsvd.compress", "model=resnet56", "data.image_size=8", "recipe=smoke"]
-        command += [f"output_dir={tmp_path}", "calibration_images=64", "trainer.precision=32-true", *overrides]
-        return subprocess.run(command, capture_output=True, text=True)
-
-    result = run("budget.params=5", "budget.flops=2")
+    command = [sys.executable, "-m", "jointsvd.compress", "model=resnet56", "data.image_size=8", "recipe=smoke"]
+    command += [f"output_dir={tmp_path}", "calibration_images=64", "budget.params=5", "budget.flops=2"]
+    result = subprocess.run(command, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     assert "layer3.8.conv2" in result.stdout
     assert "break-even" in result.stdout
@@ -71,14 +68,3 @@ def test_the_command_line(tmp_path):
     assert num_parameters(load_network(dense_file)) / num_parameters(network) >= 5
     report = json.loads(read_metadata(file)["facts"])["report"]
     assert {"layers", "choice", "rank", "reached_error"} <= report[0].keys()
-
-    for overrides, message in [
-        (["budget.params=null"], "give budget.params"),
-        (["budget.params=0.5"], "factors of 1 or more"),
-        (["calibration_images=0"], "calibration_images"),
-        (["calibration_images=5000"], "of 1437 training images"),
-        (["budget.params=1000"], "no plan reaches this budget"),
-    ]:
-        result = run(*overrides)
-        assert result.returncode
-        assert message in result.stderr

@@ -8,7 +8,7 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 import torch.nn.functional as F
-from pytorch_lightning.callbacks import Callback, EMAWeightAveraging, ModelCheckpoint
+from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 from torch import Tensor, nn
 from torch.optim import SGD, Optimizer
@@ -157,10 +157,9 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         write_atomic(path, content.getvalue())
 
 
-def callbacks(folder: Path, schedule: Schedule) -> list[Callback]:
-    """Keep one checkpoint, of the last epoch; and the moving average of the schedule."""
-    last = ModelCheckpoint(folder, filename="last", enable_version_counter=False, save_on_train_epoch_end=True)
-    return [last, *([EMAWeightAveraging(decay=schedule.ema)] if schedule.ema else [])]
+def checkpointing(folder: Path) -> ModelCheckpoint:
+    """Keep one checkpoint, of the last epoch."""
+    return ModelCheckpoint(folder, filename="last", enable_version_counter=False, save_on_train_epoch_end=True)
 
 
 def device_of(trainer: Mapping[str, Any]) -> torch.device:

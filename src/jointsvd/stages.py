@@ -18,6 +18,7 @@ from filelock import FileLock
 from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 from omegaconf import DictConfig
+from pytorch_lightning.callbacks import EMAWeightAveraging
 from pytorch_lightning.utilities import rank_zero_only
 from torch import nn
 
@@ -26,7 +27,7 @@ from jointsvd.calibrate import recalibrate_batchnorm
 from jointsvd.checkpoints import check_finite, load_weights
 from jointsvd.files import load_compressed, read_metadata, save_compressed
 from jointsvd.models import build_model, init_truncated_normal
-from jointsvd.module import AtomicCheckpointIO, Classifier, callbacks, device_of, evaluate, fit, resolve_precision
+from jointsvd.module import AtomicCheckpointIO, Classifier, checkpointing, device_of, evaluate, fit, resolve_precision
 from jointsvd.plan import Plan
 from jointsvd.schedule import Schedule
 from jointsvd.settings import NETWORK_FILE, Settings, plain
@@ -147,7 +148,8 @@ def make_trainer(cfg: DictConfig, schedule: Schedule | None = None, folder: Path
     options: dict[str, Any] = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
     if schedule is not None and folder is not None:
         logger = make_logger(cfg, folder) if "_target_" in cfg.logger else False
-        options = {"logger": logger, "callbacks": callbacks(folder, schedule), "max_epochs": schedule.epochs}
+        options = {"logger": logger, "callbacks": [checkpointing(folder)], "max_epochs": schedule.epochs}
+        options["callbacks"] += [EMAWeightAveraging(decay=schedule.ema)] if schedule.ema else []
         options |= {"check_val_every_n_epoch": schedule.test_every}
     return cast(
         pl.Trainer,
