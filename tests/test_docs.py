@@ -13,7 +13,7 @@ import torch
 import yaml
 from nbclient import NotebookClient
 
-from jointsvd import compress_model, plan_compression, save_compressed
+from jointsvd import compress_model, num_parameters, plan_compression, save_compressed
 from jointsvd.committed import read, results
 from jointsvd.models import build_model
 from jointsvd.table import conditions, readable
@@ -77,7 +77,7 @@ def test_the_results_page_is_made_of_the_committed_tables():
     assert (ROOT / "experiments" / "RESULTS.md").read_text() == results()
 
 
-@pytest.mark.parametrize("name", ["resnet34_digits"])
+@pytest.mark.parametrize("name", ["fashion_mnist_resnet34", "beyond"])
 def test_the_readme_shows_the_tables_as_committed(name):
     table, _, note = (ROOT / "experiments" / name / "table.md").read_text().rpartition("\n\n")
     assert table in README
@@ -108,6 +108,15 @@ def test_compression_as_in_the_readme():
     names = {}
     exec(snippet.replace("resnet34", "resnet18"), names)
     assert names["small"](torch.zeros(1, 3, 224, 224)).shape == (1, 1000)
+
+
+def test_a_budget_as_in_the_readme():
+    (snippet,) = [
+        block for block in re.findall(r"```python\n(.*?)```", README, re.DOTALL) if "import compress," in block
+    ]
+    names = {}
+    exec(snippet, names)
+    assert num_parameters(names["dense"]) / num_parameters(names["result"].model) >= 10
 
 
 def requirement_name(line):

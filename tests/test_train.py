@@ -212,3 +212,28 @@ def test_ddp_from_the_command_line(tmp_path):
     assert len(rows) == 1
     hits = rows["top1"][0] * 360 / 100
     assert hits == pytest.approx(round(hits), abs=1e-2)
+
+
+def test_a_budget_and_what_helps_to_recover(settings):
+    options = ["model.name=resnet56", "method=budget", "budget.params=4", "calibration_images=64"]
+    helps = ["recipe.finetune.distillation=[0.5,2]", "recipe.finetune.product_decay=true", "recipe.finetune.ema=0.9"]
+    job = settings(*options, *helps)
+    train_module.run(job)
+    row = collect(job.folder).iloc[0]
+    assert 4 <= row["compression_factor"] < 4.2
+    assert (row["budget_params"], row["calibration_images"], row["refit"], row["share"]) == (4, 64, True, True)
+    assert "distillation 0.5 at temperature 2, decay of products U V, EMA 0.9" in row["schedule"]
+    network = load_network(job.folder / job.run_name / "network.safetensors")
+    assert num_parameters(network) == row["num_parameters"]
+    assert settings(*options, "seed=1").decomposed_file != job.decomposed_file  # it draws other images
+
+
+def test_batch_norms_measured_again_are_another_network(settings):
+    jobs = [settings("method=svd", "recipe.finetune.epochs=0", f"calibration_images={n}") for n in (0, 64)]
+    for job in jobs:
+        train_module.run(job)
+    raw, again = (load_network(job.decomposed_file).state_dict() for job in jobs)
+    differing = {key for key in raw if not torch.equal(raw[key], again[key])}
+    assert differing
+    assert all(".running_" in key or "num_batches" in key for key in differing)
+    assert len(set(collect(jobs[0].folder)["config_id"])) == 2

@@ -100,7 +100,8 @@ def summarize(rows: pd.DataFrame) -> pd.DataFrame:
     for _, group in rows.groupby("config_id", sort=False):
         line = group.iloc[0].to_dict()
         line |= {"n": len(group), "top1_mean": group["top1"].mean(), "top1_std": group["top1"].std()}
-        line |= {"best_top1": group["best_top1"].max(), "raw_top1": group["raw_top1"].mean()}
+        line |= {"best_top1": group["best_top1"].max(), "decompose_seconds": group["decompose_seconds"].mean()}
+        line |= {"raw_top1": group["raw_top1"].mean(), "raw_std": group["raw_top1"].std()}  # over calibration images
         lines.append(line)
     order = ["dense", "svd", "tucker2", "nc_ctd", "rjsvd1", "rjsvd2", "ljsvd", "bijsvd", "budget"]
     table = pd.DataFrame(lines)

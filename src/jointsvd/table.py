@@ -44,7 +44,8 @@ def readable(rows: pd.DataFrame) -> pd.DataFrame:
             "FLOPs": f"{row['flops'] / 1e8:.2f}e8",
         }
         if not row["from_scratch"]:
-            line["raw top-1 %"] = percent(row["raw_top1"])
+            draws = f" ± {row['raw_std']:.2f} (n={row['n']})" if row["raw_std"] > 0 else ""
+            line["raw top-1 %"] = percent(row["raw_top1"]) + draws
         if untrained:
             line[f"paper's raw, {where} %"] = percent(printed.raw_top1 if printed else None)
         else:
@@ -53,6 +54,8 @@ def readable(rows: pd.DataFrame) -> pd.DataFrame:
             line["best %"] = percent(row["best_top1"])
             line[f"paper's, {where} %"] = percent(printed.top1 if printed else None)
         line |= _drops(row, rows, printed, untrained)
+        if "budget" in set(summary["method"]) and row["method"] != "dense":
+            line["seconds to compress"] = f"{row['decompose_seconds']:.0f}"
         lines.append(line)
     table = pd.DataFrame(lines).fillna("")
     return table.loc[:, (table != "").any()]
@@ -145,7 +148,8 @@ def conditions(rows: pd.DataFrame) -> str:
         )
     first = rows.iloc[0]
     if "calibration_images" in rows and (images := rows["calibration_images"].dropna().unique()).size:
-        tuning += f" Calibration: {' / '.join(f'{number:,.0f}' for number in images)} unlabelled training images."
+        numbers = " / ".join(f"{number:,.0f}" for number in images)
+        tuning += f" Calibration: {numbers} unlabelled training images, drawn by the seed."
     return (
         f"{all_of('model')} on {all_of('data')} ({all_of('image_size')} pixels a side, {first['num_train']:,} training "
         f"and {first['num_test']:,} test images). {start} {tuning} "
