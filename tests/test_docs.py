@@ -77,7 +77,7 @@ def test_the_results_page_is_made_of_the_committed_tables():
     assert (ROOT / "experiments" / "RESULTS.md").read_text() == results()
 
 
-@pytest.mark.parametrize("name", ["fashion_mnist_resnet34", "beyond"])
+@pytest.mark.parametrize("name", ["resnet34_digits", "resnet34_fashion_mnist_raw"])
 def test_the_readme_shows_the_tables_as_committed(name):
     table, _, note = (ROOT / "experiments" / name / "table.md").read_text().rpartition("\n\n")
     assert table in README
