@@ -194,6 +194,7 @@ def test_unknown_choices_are_refused_with_those_there_are(configure):
         (["method=budget", "budget.params=0.5"], "factors of 1 or more"),
         (["method=budget", "calibration_images=0"], "and calibration_images"),
         (["method=budget", "from_scratch=true"], "planned on a trained network"),
+        (["from_scratch=true", "calibration_images=64"], "leave calibration_images at 0"),
         (["calibration_images=5000"], "calibration_images=5000 of 1437"),
         (["recipe.baseline.distillation=[0.5,2]"], "only recipe.finetune can have it"),
     ],

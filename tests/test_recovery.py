@@ -72,7 +72,9 @@ def test_the_teacher_is_no_part_of_the_network():
     assert all(parameter.grad is None for parameter in teacher.parameters())
 
 
-@pytest.mark.parametrize("options", [{"distillation": [2.0, 1.0]}, {"distillation": [0.5]}, {"ema": 1.0}])
+@pytest.mark.parametrize(
+    "options", [{"distillation": [2.0, 1.0]}, {"distillation": [0.5]}, {"distillation": [0.5, 0]}, {"ema": 1.0}]
+)
 def test_bad_options(options):
     with pytest.raises(ValueError, match=r"distillation is|ema is"):
         Schedule(**SCHEDULE, **options)

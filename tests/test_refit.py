@@ -112,3 +112,23 @@ def test_bad_input(batches, message):
         refit(model, compressed, plan, statistics, batches)
     with pytest.raises(ValueError, match="FactorPair"):
         refit(model, model, plan, statistics, [IMAGES])
+
+
+def test_a_linear_layer_on_images_with_channels_last():
+    class Mixer(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.stem, self.up, self.head = nn.Conv2d(3, 8, 3, stride=3), nn.Linear(8, 12), nn.Linear(12, 5)
+
+        def forward(self, x):
+            return self.head(self.up(self.stem(x).permute(0, 2, 3, 1)).relu().mean((1, 2)))
+
+    model = Mixer().eval()
+    statistics = collect_statistics(model, BATCHES)
+    assert statistics.outputs["up"].shape == (12, 12)
+    assert statistics.positions["up"] == (16, 16)
+    before, after = refitted(model, Plan((Group(("stem",), 0, 3), Group(("up",), 0, 5))))
+    with torch.no_grad():
+        wanted = model.up(model.stem(IMAGES).movedim(1, -1))
+        errors = [F.mse_loss(net.up(net.stem(IMAGES).movedim(1, -1)), wanted) for net in (before, after)]
+    assert errors[1] < errors[0]

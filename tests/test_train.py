@@ -214,6 +214,7 @@ def test_ddp_from_the_command_line(tmp_path):
     assert hits == pytest.approx(round(hits), abs=1e-2)
 
 
+@pytest.mark.slow
 def test_a_budget_and_what_helps_to_recover(settings):
     options = ["model.name=resnet56", "method=budget", "budget.params=4", "calibration_images=64"]
     helps = ["recipe.finetune.distillation=[0.5,2]", "recipe.finetune.product_decay=true", "recipe.finetune.ema=0.9"]

@@ -93,7 +93,8 @@ def _line(choice: Choice, compressed: nn.Module, statistics: Statistics) -> dict
         pairs = [cast(FactorPair, compressed.get_submodule(layer.name)) for layer in layers]
         Cs, Gs = zip(*(statistics.metric(layer.name) for layer in layers), strict=True)
         products = [unfold(pair.u.weight) @ unfold(pair.v.weight) for pair in pairs]
-        reached = objective([layer.W for layer in layers], Cs, Gs, products)
+        Ws = [layer.W.to(C.device) for layer, C in zip(layers, Cs, strict=True)]  # the planner works on the CPU
+        reached = objective(Ws, Cs, Gs, products)
     return {
         "layers": [layer.name for layer in layers],
         "choice": choice.option.kind if choice.rank else "dense",

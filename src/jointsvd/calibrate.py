@@ -64,11 +64,12 @@ def collect_statistics(model: nn.Module, loader: Loader, *, seed: int = 0) -> St
     def recorder(name: str) -> Callable[..., None]:
         def record(layer: MatrixLayer, inputs: tuple[Tensor], output: Tensor) -> None:
             add(name, "in", strips(layer, inputs[0].detach()))
-            channels = 1 if output.ndim == 4 else -1
+            conv = isinstance(layer, nn.Conv2d)  # a linear layer may see images too, channels last
+            channels = 1 if conv else -1
             if output.requires_grad:
                 output.register_hook(lambda g: add(name, "out", g.movedim(channels, -1).reshape(-1, g.shape[channels])))
             outputs = output.numel() // layer.weight.shape[0]
-            wider = inputs[0].shape[-1] / output.shape[-1] if output.ndim == 4 else 1
+            wider = inputs[0].shape[-1] / output.shape[-1] if conv else 1
             positions.update({(name, 0): outputs * wider, (name, 1): outputs})
 
         return record

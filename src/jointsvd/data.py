@@ -64,7 +64,8 @@ class ImageData(pl.LightningDataModule):
     def calibration_batches(self, num_images: int, seed: int) -> list[Tensor]:
         """`num_images` training images, drawn by `seed`, as they would be tested; without labels."""
         order = torch.randperm(self.num_train, generator=torch.Generator().manual_seed(seed))[:num_images]
-        loader = self._loader(Subset(self.train_set_as_tested, order.tolist()), 128, range(num_images))
+        size = -(-num_images // -(-num_images // 128))  # nearly equal batches: each counts alike in batch norms
+        loader = self._loader(Subset(self.train_set_as_tested, order.tolist()), size, range(num_images))
         return [self.normalize(images) for images, _ in loader]
 
     @cached_property

@@ -100,8 +100,8 @@ def _fit(layer: MatrixLayer, pair: FactorPair, group: Group, G: Tensor, x: Tenso
         U, (V,) = weighted_ljsvd([A], [C], [G], len(V))
         _set(pair.u, U)
     if layer.bias is not None:
-        outputs = outputs - (layer.bias if outputs.ndim != 4 else layer.bias[:, None, None])
-    C, cross = _moments(partial(strips, pair.v, axis=1), pair.u(y), outputs, _positions)
+        outputs = outputs - (layer.bias[:, None, None] if isinstance(layer, nn.Conv2d) else layer.bias)
+    C, cross = _moments(partial(strips, pair.v, axis=1), pair.u(y), outputs, partial(_positions, layer))
     columns = V.reshape(len(V), -1, len(G)).transpose(0, 1)  # (F2, rank, O)
     columns = _solve(C, cross, columns.flatten(0, 1)).reshape(columns.shape)
     _set(pair.v, columns.transpose(0, 1).flatten(1))
@@ -119,9 +119,9 @@ def _moments(
     return own / len(y), cross / len(y)
 
 
-def _positions(outputs: Tensor) -> Tensor:
+def _positions(layer: MatrixLayer, outputs: Tensor) -> Tensor:
     """Outputs (N, O, H, W) or (N, ..., O) as (positions, O), in the order of horizontal strips."""
-    return outputs.permute(0, 3, 2, 1).flatten(0, 2) if outputs.ndim == 4 else outputs.flatten(0, -2)
+    return outputs.permute(0, 3, 2, 1).flatten(0, 2) if isinstance(layer, nn.Conv2d) else outputs.flatten(0, -2)
 
 
 def _solve(C: Tensor, cross: Tensor, start: Tensor) -> Tensor:

@@ -43,8 +43,9 @@ class Schedule:
             raise ValueError("a recipe is one_cycle, or has milestones and warmup_lrs; not both")
         if self.test_every < 1 or (self.num_images is not None and self.num_images < self.batch_size):
             raise ValueError(f"a recipe needs test_every >= 1 and num_images of one batch or more: {self}")
-        if self.distillation and not (len(self.distillation) == 2 and 0 < self.distillation[0] <= 1):
-            raise ValueError(f"distillation is [share of the loss up to 1, temperature], got {self.distillation}")
+        learns = list(self.distillation)
+        if learns and not (len(learns) == 2 and 0 < learns[0] <= 1 and learns[1] > 0):
+            raise ValueError(f"distillation is [share of the loss up to 1, temperature above 0], got {learns}")
         if not 0 <= self.ema < 1:
             raise ValueError(f"ema is a decay from 0 (off) to below 1, got {self.ema}")
 

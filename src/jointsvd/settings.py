@@ -64,6 +64,8 @@ class Settings:
             raise ValueError(f"method.iterations must be 1 or more, got {cfg.method.iterations}")
         if not 0 <= cfg.calibration_images <= data.num_train:
             raise ValueError(f"calibration_images={cfg.calibration_images} of {data.num_train} training images")
+        if cfg.from_scratch and cfg.calibration_images and cfg.method.name != "budget":
+            raise ValueError("from_scratch=true decomposes nothing: leave calibration_images at 0")
         plan: Plan | None = Plan()
         if cfg.method.name == "budget":
             _check_budget(cfg)
@@ -135,8 +137,9 @@ class Settings:
 
     @property
     def decomposed_file(self) -> Path:
-        words = [*self._method_words(), "raw", digest({"decomposed": self._decomposed_id, **self.calibration})]
-        return self.folder / "-".join(words) / NETWORK_FILE
+        calibrated = digest({"decomposed": self._decomposed_id, **self.calibration})
+        name = calibrated if self.calibration else self._decomposed_id
+        return self.folder / "-".join([*self._method_words(), "raw", name]) / NETWORK_FILE
 
     @property
     def config_id(self) -> str:
