@@ -32,8 +32,9 @@ def plan_for_budget(
 ) -> tuple[Plan, list[Choice]]:
     """The plan of least predicted error with `params` times fewer parameters and `flops` times fewer FLOPs.
 
-    FLOPs are those of the layers that can be factored: grouped convs are left out. Both budgets hold if both are given. share: whether layers may share
-    factors. rank_multiple: ranks are multiples of it. Returns the plan and what became of every layer.
+    FLOPs are those of the layers that can be factored: grouped convs are left out. Both budgets hold if both are given.
+    share: whether layers may share factors. rank_multiple: ranks are multiples of it. Returns the plan and what became
+    of every layer.
 
     Raises ValueError for no budget, one below 1, or one that no plan reaches, naming the smallest network there is.
     """
