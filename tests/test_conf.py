@@ -63,7 +63,7 @@ def test_the_papers_recipes(configure):
 def test_models(configure, name):
     model = configure(f"model={name}").model
     with torch.device("meta"):
-        large = "cifar" if name in ("resnet56", "resnet110") else "imagenet"
+        large = "cifar" if name in ("resnet20", "resnet56", "resnet110") else "imagenet"
         for data, stem in [(Digits(16), "cifar"), (Digits(224), large)]:
             arguments = architecture(model, data)
             assert arguments["stem"] == stem

@@ -58,12 +58,12 @@ def test_at_full_rank_the_second_factor_is_the_least_squares_fit(conv):
 
 def test_outputs_come_closer_and_the_dense_network_stays():
     torch.manual_seed(0)
-    model = build_model("resnet56", num_classes=10).eval()
+    model = build_model("resnet20", num_classes=10).eval()
     recalibrate_batchnorm(model, [IMAGES])
     saved = copy.deepcopy(model.state_dict())
-    stage = [f"layer1.{i}.conv{j}" for i in range(9) for j in (1, 2)]
-    alone = [Group((f"layer{s}.{i}.conv{j}",), 0, 12) for s in (2, 3) for i in range(1, 9) for j in (1, 2)]
-    plan = Plan((Group(tuple(stage[:9]), 12, 0), Group(tuple(stage[9:]), 0, 12), *alone))
+    stage = [f"layer1.{i}.conv{j}" for i in range(3) for j in (1, 2)]
+    alone = [Group((f"layer{s}.{i}.conv{j}",), 0, 12) for s in (2, 3) for i in range(1, 3) for j in (1, 2)]
+    plan = Plan((Group(tuple(stage[:3]), 12, 0), Group(tuple(stage[3:]), 0, 12), *alone))
     before, after = refitted(model, plan)
     check_structure(after, plan)
     with torch.no_grad():
@@ -71,14 +71,14 @@ def test_outputs_come_closer_and_the_dense_network_stays():
         errors = [F.mse_loss(net(IMAGES), wanted) for net in (recalibrate_batchnorm(before, BATCHES), after)]
     assert errors[1] < 0.7 * errors[0]
     assert all(torch.equal(value, saved[key]) for key, value in model.state_dict().items())
-    for name, shared, own in (("layer1.0.conv2", "u", "v"), ("layer1.8.conv2", "v", "u")):
+    for name, shared, own in (("layer1.0.conv2", "u", "v"), ("layer1.2.conv2", "v", "u")):
         layers = [net.get_submodule(name) for net in (before, after)]
         assert torch.equal(*(layer.get_submodule(shared).weight for layer in layers))
         assert not torch.equal(*(layer.get_submodule(own).weight for layer in layers))
 
 
 def test_batch_norms_are_measured_again():
-    model = build_model("resnet56", num_classes=10).eval()
+    model = build_model("resnet20", num_classes=10).eval()
     _, compressed = refitted(model, Plan((Group(("layer1.0.conv1",), 0, 4),)))
     expected = recalibrate_batchnorm(copy.deepcopy(compressed), [IMAGES])
     assert not compressed.training
@@ -105,7 +105,7 @@ def test_a_layer_that_runs_twice_keeps_its_factors():
     [([], "empty"), ([IMAGES * float("nan")], "NaN"), ([IMAGES[:, :2]], "cannot run"), ([torch.arange(3)], "images")],
 )
 def test_bad_input(batches, message):
-    model, plan = build_model("resnet56", num_classes=10).eval(), Plan((Group(("layer1.0.conv1",), 0, 4),))
+    model, plan = build_model("resnet20", num_classes=10).eval(), Plan((Group(("layer1.0.conv1",), 0, 4),))
     statistics = collect_statistics(model, [IMAGES])
     compressed = compress_model(model, plan, statistics=statistics)
     with pytest.raises(ValueError, match=message):

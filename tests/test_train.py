@@ -216,7 +216,7 @@ def test_ddp_from_the_command_line(tmp_path):
 
 @pytest.mark.slow
 def test_a_budget_and_what_helps_to_recover(settings):
-    options = ["model.name=resnet56", "method=budget", "budget.params=4", "calibration_images=64"]
+    options = ["model.name=resnet20", "method=budget", "budget.params=4", "calibration_images=64"]
     helps = ["recipe.finetune.distillation=[0.5,2]", "recipe.finetune.product_decay=true", "recipe.finetune.ema=0.9"]
     job = settings(*options, *helps)
     train_module.run(job)

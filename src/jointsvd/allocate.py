@@ -6,14 +6,16 @@ whose eigenvalues are all worth their price, or stays dense, and the prices at w
 bisection.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from math import inf
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from jointsvd.calibrate import Statistics
-from jointsvd.cost import num_parameters
+from jointsvd.cost import Positions, num_parameters, usage
 from jointsvd.layers import is_matrix, unfold
 from jointsvd.options import Choice, Cost, Layer, Option, alone, cheapest, fits, total
 from jointsvd.plan import Plan
@@ -32,23 +34,14 @@ def plan_for_budget(
 ) -> tuple[Plan, list[Choice]]:
     """The plan of least predicted error with `params` times fewer parameters and `flops` times fewer FLOPs.
 
-    FLOPs are those of the layers that can be factored: grouped convs are left out. Both budgets hold if both are given.
-    share: whether layers may share factors. rank_multiple: ranks are multiples of it. Returns the plan and what became
-    of every layer.
+    FLOPs are the whole network's, an image. Both budgets hold if both are given. share: whether layers may share
+    factors. rank_multiple: ranks are multiples of it. Returns the plan and what became of every layer.
 
     Raises ValueError for no budget, one below 1, or one that no plan reaches, naming the smallest network there is.
     """
-    if (params is None and flops is None) or not all(budget is None or budget >= 1 for budget in (params, flops)):
-        raise ValueError(f"give params=, flops= or both, as factors of 1 or more; got {params}, {flops}")
-    if rank_multiple < 1:
-        raise ValueError(f"rank_multiple must be 1 or more, got {rank_multiple}")
-    layers = _layers(model, statistics)
-    dense = total(layer.dense_cost for layer in layers)
-    kept = num_parameters(model) - dense[0]  # biases, norms and what cannot be factored
-    limits = ((dense[0] + kept) / params - kept if params else inf, dense[1] / flops if flops else inf)
-
+    layers = [_weighed(layer, *statistics.metric(layer.name)) for layer in _layers(model, statistics.positions)]
+    limits = _limits(model, layers, statistics.flops, params, flops, rank_multiple)
     options = [alone(layer) for layer in layers]
-    _check_reachable(options, limits, rank_multiple, kept)
     prices = _find_prices(options, limits, rank_multiple)
     if share:
         options = merge(options, prices, rank_multiple)
@@ -59,32 +52,69 @@ def plan_for_budget(
     return Plan(tuple(choice.group for choice in choices if choice.rank), settings), choices
 
 
-def _layers(model: nn.Module, statistics: Statistics) -> list[Layer]:
-    """Those that ran on the calibration data and do not share their weight with another module."""
+def check_budget(
+    model: nn.Module, image: Tensor, *, params: float | None = None, flops: float | None = None, rank_multiple: int = 1
+) -> None:
+    """Raises ValueError as `plan_for_budget` does, without statistics.
+
+    image: (1, ...), on the model's device, which may be "meta".
+    """
+    positions, all_flops = usage(model, image)
+    _limits(model, _layers(model, positions), all_flops, params, flops, rank_multiple)
+
+
+def _layers(model: nn.Module, positions: Mapping[str, Positions]) -> list[Layer]:
+    """Those that run and do not share their weight with another module, with no metrics yet."""
     owners = [id(weight) for module in model.modules() for weight in module._parameters.values()]
     layers = []
     for name, module in model.named_modules():
-        if not is_matrix(module) or name not in statistics.inputs or owners.count(id(module.weight)) > 1:
+        if not is_matrix(module) or name not in positions or owners.count(id(module.weight)) > 1:
             continue
         weight: Tensor = module.weight
-        W = unfold(weight.detach()).double().cpu()
-        vertical, horizontal = statistics.positions[name]
+        W, (vertical, horizontal), none = unfold(weight.detach()), positions[name], torch.empty(0)
         sides = (type(module), *weight.shape[1:3]), (type(module), weight.shape[0], *weight.shape[3:])
-        C, G = (with_ridge(moment.cpu()) for moment in statistics.metric(name))
-        layers.append(Layer(name, W, C, G, 2 * len(W) * vertical, 2 * W.shape[1] * horizontal, *sides))
+        layers.append(Layer(name, W, none, none, 2 * len(W) * vertical, 2 * W.shape[1] * horizontal, *sides))
     return layers
 
 
-def _check_reachable(options: Sequence[Option], limits: Cost, multiple: int, kept: float) -> None:
-    """Raises ValueError if a limit cannot be met at all."""
-    smallest = [Choice(option, multiple if option.largest_rank(multiple) else 0).cost for option in options]
-    params, flops = total(smallest)
-    if params > limits[0] or flops > limits[1]:
-        dense = total(option.dense_cost for option in options)
+def _weighed(layer: Layer, C: Tensor, G: Tensor) -> Layer:
+    """The layer with its metrics, their scale in W; all in float64 on the CPU."""
+    C, G = (with_ridge(moment.double().cpu()) for moment in (C, G))
+    scales = C.diagonal().mean(), G.diagonal().mean()
+    W = layer.W.double().cpu() * (scales[0] * scales[1]).sqrt()
+    return replace(layer, W=W, C=C / scales[0], G=G / scales[1])
+
+
+def _limits(
+    model: nn.Module, layers: Sequence[Layer], all_flops: int, params: float | None, flops: float | None, multiple: int
+) -> Cost:
+    """What `layers` may cost for the network to keep its budgets. Raises ValueError if nothing keeps them."""
+    if (params is None and flops is None) or not all(budget is None or budget >= 1 for budget in (params, flops)):
+        raise ValueError(f"give params=, flops= or both, as factors of 1 or more; got {params}, {flops}")
+    if multiple < 1:
+        raise ValueError(f"rank_multiple must be 1 or more, got {multiple}")
+    if not layers:
+        raise ValueError("the network has no Conv2d or Linear that runs and can be factored")
+    dense = total(layer.dense_cost for layer in layers)
+    smallest = total(_smallest_cost(layer, multiple) for layer in layers)
+    kept = (num_parameters(model) - dense[0], all_flops - dense[1])  # biases, norms and what cannot be factored
+
+    def limit(axis: int, budget: float | None) -> float:
+        return (dense[axis] + kept[axis]) / budget - kept[axis] if budget else inf
+
+    limits = limit(0, params), limit(1, flops)
+    if not fits(smallest, limits):
+        factors = [(cost + rest) / (least + rest) for cost, least, rest in zip(dense, smallest, kept, strict=True)]
         raise ValueError(
-            f"no plan reaches this budget: at rank {multiple} everywhere the network has {dense[1] / flops:.4g} times "
-            f"fewer FLOPs and {(dense[0] + kept) / (params + kept):.4g} times fewer parameters"
+            f"no plan reaches this budget: at rank {multiple} in all {len(layers)} layers that can be factored, the "
+            f"network has {factors[1]:.4g} times fewer FLOPs and {factors[0]:.4g} times fewer parameters"
         )
+    return limits
+
+
+def _smallest_cost(layer: Layer, multiple: int) -> Cost:
+    option = Option((layer,), "alone", torch.empty(min(layer.W.shape)))
+    return Choice(option, multiple if option.largest_rank(multiple) else 0).cost
 
 
 def _find_prices(options: Sequence[Option], limits: Cost, multiple: int) -> Cost:

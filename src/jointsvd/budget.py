@@ -5,10 +5,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, cast
 
-from torch import nn
+from torch import Tensor, nn
 
-from jointsvd.allocate import plan_for_budget
-from jointsvd.calibrate import Loader, Statistics, collect_statistics, recalibrate_batchnorm
+from jointsvd.allocate import check_budget, plan_for_budget
+from jointsvd.calibrate import Loader, Statistics, collect_statistics, recalibrate_batchnorm, run_batches
 from jointsvd.cost import num_parameters
 from jointsvd.layers import FactorPair, unfold
 from jointsvd.options import Choice
@@ -50,10 +50,12 @@ def compress(
     all convs and linear layers, and which of them share a factor, are chosen to change the network's output least;
     batch norm is measured again on the same images. refit: whether each layer's factors are then fitted behind the
     layers compressed before it, which takes memory for all images at once. No training. Raises ValueError as
-    `collect_statistics` and `plan_for_budget` do.
+    `collect_statistics` and `plan_for_budget` do, for bad budgets and bad first batches before any long work.
     """
-    loader = list(calibration) if isinstance(calibration, Iterator) else calibration  # it is run twice
-    params = _params(model, params, bytes)
+    loader = list(calibration) if isinstance(calibration, Iterator) else calibration  # it is run more than once
+    params = params_for_bytes(model, params, bytes)
+    image = next(run_batches(model, loader))[0][:1]
+    check_budget(model, image, params=params, flops=flops, rank_multiple=rank_multiple)
     _log.info("Measuring what the layers do on the calibration images")
     statistics = collect_statistics(model, loader)
     _log.info("Choosing ranks and shared factors of %d layers", len(statistics.inputs))
@@ -64,7 +66,7 @@ def compress(
     compressed = compress_model(model, plan, statistics=statistics)
     order = [name for name, _ in model.named_modules()]
     choices = sorted(choices, key=lambda choice: order.index(choice.option.layers[0].name))
-    report = [_line(choice, compressed, statistics) for choice in choices]
+    report = [_line(choice, model, compressed, statistics) for choice in choices]
     _log.info("Fitting factors and batch norms behind compressed layers" if refit else "Measuring batch norms again")
     if refit:
         _refit(model, compressed, plan, statistics, loader)
@@ -73,8 +75,9 @@ def compress(
     return Compressed(compressed, plan, report)
 
 
-def _params(model: nn.Module, params: float | None, bytes: float | None) -> float | None:
-    """The budget of parameters that keeps the one of bytes too; buffers do not shrink."""
+def params_for_bytes(model: nn.Module, params: float | None, bytes: float | None) -> float | None:
+    """The budget of parameters that keeps the one of bytes too; buffers do not shrink. Raises ValueError if they alone
+    are more."""
     if bytes is None:
         return params
     weights = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
@@ -86,15 +89,14 @@ def _params(model: nn.Module, params: float | None, bytes: float | None) -> floa
     return max(params or 1.0, num_parameters(model) / (left / size))
 
 
-def _line(choice: Choice, compressed: nn.Module, statistics: Statistics) -> dict[str, Any]:
+def _line(choice: Choice, model: nn.Module, compressed: nn.Module, statistics: Statistics) -> dict[str, Any]:
     layers, before, after = choice.option.layers, choice.option.dense_cost, choice.cost
     reached = 0.0
     if choice.rank:
         pairs = [cast(FactorPair, compressed.get_submodule(layer.name)) for layer in layers]
+        Ws = [unfold(cast(Tensor, model.get_submodule(layer.name).weight)) for layer in layers]
         Cs, Gs = zip(*(statistics.metric(layer.name) for layer in layers), strict=True)
-        products = [unfold(pair.u.weight) @ unfold(pair.v.weight) for pair in pairs]
-        Ws = [layer.W.to(C.device) for layer, C in zip(layers, Cs, strict=True)]  # the planner works on the CPU
-        reached = objective(Ws, Cs, Gs, products)
+        reached = objective(Ws, Cs, Gs, [unfold(pair.u.weight) @ unfold(pair.v.weight) for pair in pairs])
     return {
         "layers": [layer.name for layer in layers],
         "choice": choice.option.kind if choice.rank else "dense",

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from jointsvd.cost import Positions, usage
 from jointsvd.layers import MatrixLayer, is_matrix
 
 Loader = Iterable[Any]  # of batches (N, ...), or of tuples whose first item is one
@@ -25,12 +26,13 @@ class Statistics:
     inputs: second moment (F1*I, F1*I) of the vertical strips (F1 x I values) that the layer's matrix multiplies, summed
     over the positions of an image, averaged over images. outputs: second moment (O, O) of the gradients of the log
     probability at the layer's outputs, averaged over positions and images. positions: an image's outputs behind the
-    layer's two factors (vertical, horizontal).
+    layer's two factors (vertical, horizontal). flops: of an image, of the whole network.
     """
 
     inputs: Mapping[str, Tensor]
     outputs: Mapping[str, Tensor]
-    positions: Mapping[str, tuple[float, float]]
+    positions: Mapping[str, Positions]
+    flops: int
     num_images: int
 
     def metric(self, name: str) -> tuple[Tensor, Tensor]:
@@ -55,22 +57,19 @@ def collect_statistics(model: nn.Module, loader: Loader, *, seed: int = 0) -> St
     precision, and for one that returns no logits.
     """
     sums: dict[tuple[str, str], Tensor] = {}
-    positions: Counter[tuple[str, int]] = Counter()
+    counts: Counter[str] = Counter()
 
     def add(name: str, what: str, vectors: Tensor) -> None:
         moment = (vectors.T @ vectors).double()
         sums[name, what] = sums[name, what] + moment if (name, what) in sums else moment
+        counts[name] += len(vectors) if what == "out" else 0
 
     def recorder(name: str) -> Callable[..., None]:
         def record(layer: MatrixLayer, inputs: tuple[Tensor], output: Tensor) -> None:
             add(name, "in", strips(layer, inputs[0].detach()))
-            conv = isinstance(layer, nn.Conv2d)  # a linear layer may see images too, channels last
-            channels = 1 if conv else -1
+            channels = 1 if isinstance(layer, nn.Conv2d) else -1  # a linear layer may see images too, channels last
             if output.requires_grad:
                 output.register_hook(lambda g: add(name, "out", g.movedim(channels, -1).reshape(-1, g.shape[channels])))
-            outputs = output.numel() // layer.weight.shape[0]
-            wider = inputs[0].shape[-1] / output.shape[-1] if conv else 1
-            positions.update({(name, 0): outputs * wider, (name, 1): outputs})
 
         return record
 
@@ -80,15 +79,15 @@ def collect_statistics(model: nn.Module, loader: Loader, *, seed: int = 0) -> St
             module.register_forward_hook(recorder(name))
     generator, num = torch.Generator().manual_seed(seed), 0
     for images, output in run_batches(copy, loader, differentiable=True):
+        image = images[:1].detach()
         log_probs = F.log_softmax(_logits(output), -1)
         drawn = torch.multinomial(log_probs.detach().exp().cpu(), 1, generator=generator).to(log_probs.device)
         log_probs.gather(1, drawn).sum().backward()
         num += len(images)
     names = [name for name, what in sums if what == "out"]
-    counts = {name: (positions[name, 0] / num, positions[name, 1] / num) for name in names}
     inputs = {name: sums[name, "in"] / num for name in names}
-    outputs = {name: sums[name, "out"] / positions[name, 1] for name in names}
-    return Statistics(inputs, outputs, counts, num)
+    outputs = {name: sums[name, "out"] / counts[name] for name in names}
+    return Statistics(inputs, outputs, *usage(model, image), num)
 
 
 @torch.no_grad()
@@ -107,14 +106,20 @@ def recalibrate_batchnorm(model: nn.Module, loader: Loader) -> nn.Module:
 
 @contextmanager
 def measured_again(norms: Iterable[_BatchNorm]) -> Iterator[list[_BatchNorm]]:
-    """Those of `norms` that track statistics, which forget them and average what passes until the end."""
+    """Those of `norms` that track statistics, which forget them and average what passes until the end; if that fails,
+    they have their old ones again."""
     tracked = [norm for norm in norms if norm.track_running_stats]
     momenta = [norm.momentum for norm in tracked]
+    before = [deepcopy(norm.state_dict()) for norm in tracked]
     for norm in tracked:
         norm.reset_running_stats()
         norm.momentum = None  # PyTorch's sign for a cumulative average
     try:
         yield tracked
+    except BaseException:
+        for norm, state in zip(tracked, before, strict=True):
+            norm.load_state_dict(state)
+        raise
     finally:
         for norm, momentum in zip(tracked, momenta, strict=True):
             norm.momentum = momentum

@@ -7,7 +7,7 @@ import torchvision
 from timm.models.resnet import BasicBlock, ResNet
 from torch import nn
 
-_CIFAR_BLOCKS = {"resnet56": 9, "resnet110": 18}  # blocks in each of three stages
+_CIFAR_BLOCKS = {"resnet20": 3, "resnet56": 9, "resnet110": 18}  # blocks in each of three stages
 NAMES = ("resnet18", "resnet34", "resnet50", "vgg16_bn", "vgg19_bn", *_CIFAR_BLOCKS)
 
 
@@ -23,7 +23,7 @@ def build_model(
     """A dense network with random weights, or with `source`'s ImageNet weights if `pretrained`.
 
     stem: "cifar" is He et al.'s for 32 x 32 images: a 3x3 conv of stride 1 and no pooling; a VGG gets one linear layer
-    behind its convs. resnet56 and resnet110 are He et al.'s for CIFAR (widths 16, 32, 64), with 1x1 shortcuts.
+    behind its convs. resnet20, 56 and 110 are He et al.'s for CIFAR (widths 16, 32, 64), with 1x1 shortcuts.
     With pretrained weights and other than 1000 classes the classifier is a new one.
     Raises ValueError for unknown names, and for pretrained weights that would not fit or could not be had.
     """

@@ -8,6 +8,7 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 import torch.nn.functional as F
+from omegaconf import ListConfig
 from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 from torch import Tensor, nn
@@ -163,11 +164,12 @@ def checkpointing(folder: Path) -> ModelCheckpoint:
 
 
 def device_of(trainer: Mapping[str, Any]) -> torch.device:
-    """Where a trainer configuration trains: on a GPU if there is one and it may."""
+    """Where a trainer configuration trains: on a GPU if there is one and it may; on the first of a list of devices."""
     available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     for name, there in available.items():
         if there and trainer["accelerator"] in ("auto", "gpu", name):
-            return torch.device(name)
+            devices = trainer.get("devices")
+            return torch.device(name, devices[0]) if isinstance(devices, list | ListConfig) else torch.device(name)
     return torch.device("cpu")
 
 

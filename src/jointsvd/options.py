@@ -18,7 +18,8 @@ Cost = tuple[float, float]  # parameters, FLOPs of an image; prices and limits c
 class Layer:
     """A layer as the planner sees it: its matrix W (rows, cols), the metrics C (rows, rows) and G (O, O) of its error
     (G for each of the cols / O columns of the kernel), the FLOPs of a column of U and of a row of V, and what another
-    layer must agree on to share U (left) or V (right)."""
+    layer must agree on to share U (left) or V (right). The scale of the metrics is in W: their mean eigenvalues are 1,
+    so that those of several layers can be averaged."""
 
     name: str
     W: Tensor
@@ -36,7 +37,8 @@ class Layer:
 
 @dataclass(frozen=True, eq=False)
 class Option:
-    """A way to factor some layers; the error left behind rank r is the sum of the (falling) eigenvalues from r on."""
+    """A way to factor some layers; the error left behind rank r is the sum of the (falling) eigenvalues from r on, and
+    the tail."""
 
     layers: tuple[Layer, ...]
     kind: Kind
@@ -74,7 +76,7 @@ class Choice:
 
     @property
     def error(self) -> float:
-        """Predicted; what is reached when layers share U is a little more."""
+        """Predicted; of a shared factor, what is reached is near it."""
         return float(self.option.eigenvalues[self.rank :].sum()) + self.option.tail if self.rank else 0.0
 
     @property

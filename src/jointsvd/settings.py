@@ -10,6 +10,8 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
+from jointsvd.allocate import check_budget
+from jointsvd.budget import params_for_bytes
 from jointsvd.checkpoints import check_finite, load_weights
 from jointsvd.cost import num_flops
 from jointsvd.data import ImageData
@@ -68,7 +70,7 @@ class Settings:
             raise ValueError("from_scratch=true decomposes nothing: leave calibration_images at 0")
         plan: Plan | None = Plan()
         if cfg.method.name == "budget":
-            _check_budget(cfg)
+            _check_budget(cfg, dense, data.input_size)
             plan = None
         elif cfg.method.name != "dense":
             options = {key: value for key, value in plain(cfg.method).items() if key not in ("name", "iterations")}
@@ -175,13 +177,17 @@ class Settings:
         return [*model, method.name, f"r{method.rank_rate:g}", *share]
 
 
-def _check_budget(cfg: DictConfig) -> None:
-    """Raises ValueError for a budget that says nothing or cannot be planned."""
-    budgets = [cfg.budget[key] for key in ("params", "flops", "bytes")]
+def _check_budget(cfg: DictConfig, dense: nn.Module, input_size: tuple[int, int, int]) -> None:
+    """Raises ValueError for a budget that says nothing or that no plan of `dense` (on the meta device) reaches."""
+    budget = cfg.budget
+    budgets = [budget[key] for key in ("params", "flops", "bytes")]
     if not any(budgets) or any(budget is not None and budget < 1 for budget in budgets):
         raise ValueError(f"give budget.params, .flops or .bytes, as factors of 1 or more; got {budgets}")
     if cfg.from_scratch or not cfg.calibration_images:
         raise ValueError("a budget is planned on a trained network and calibration_images (512, say)")
+    params = params_for_bytes(dense, budget.params, budget.bytes)
+    image = torch.empty(1, *input_size, device="meta")
+    check_budget(dense, image, params=params, flops=budget.flops, rank_multiple=budget.rank_multiple)
 
 
 def _values(schedule: Schedule) -> dict[str, Any]:

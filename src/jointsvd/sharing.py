@@ -1,6 +1,7 @@
 """Which layers share a factor: options joined while it pays."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from itertools import combinations
 from typing import Any
 
@@ -9,7 +10,7 @@ from torch import Tensor
 
 from jointsvd.decompose import improved_subspace
 from jointsvd.options import Cost, Kind, Layer, Option, cheapest, eigenvalues_of, gram, half
-from jointsvd.weighted import roots, times
+from jointsvd.weighted import objective, roots, times, weighted_ljsvd, weighted_rjsvd
 
 Pooled = dict[Kind, dict[tuple[Any, ...], Tensor]]
 
@@ -17,7 +18,8 @@ Pooled = dict[Kind, dict[tuple[Any, ...], Tensor]]
 def merge(options: Sequence[Option], prices: Cost, multiple: int) -> list[Option]:
     """Join options, two at a time and the most profitable pair first, as long as sharing pays at these prices.
 
-    While searching, spectra are those of each layer's leading directions; of the options returned they are exact.
+    While searching, spectra are those of each layer's leading directions under the mean metric. What is found is then
+    solved under each layer's own, and kept if it still pays.
     """
     ranks = {option.layers[0].name: cheapest(option, prices, multiple).rank for option in options}
     layers = [option.layers[0] for option in options]
@@ -53,7 +55,16 @@ def merge(options: Sequence[Option], prices: Cost, multiple: int) -> list[Option
         gains = {key: value for key, value in gains.items() if not set(key) & set(pair)}
         gains |= {(option, joint): join(option, joint) for option in current}
         current.append(joint)
-    return [_exact(option, pooled) for option in current]
+    separate = {option.layers[0].name: option for option in options}
+    found: list[Option] = []
+    for option in current:
+        parts = [separate[layer.name] for layer in option.layers]
+        joint = _solved(_exact(option, pooled), prices, multiple)
+        pays = cheapest(joint, prices, multiple).price(prices) <= sum(
+            cheapest(part, prices, multiple).price(prices) for part in parts
+        )
+        found += [joint] if pays else parts
+    return found
 
 
 def _may_join(one: Option, other: Option, kind: Kind) -> bool:
@@ -74,6 +85,21 @@ def _exact(option: Option, pooled: Pooled) -> Option:
     root = pooled[option.kind][_side(option.layers[0], option.kind)]
     grams = [gram(layer, option.kind, root) for layer in option.layers]
     return Option(option.layers, option.kind, eigenvalues_of(torch.stack(grams).sum(0)))
+
+
+def _solved(option: Option, prices: Cost, multiple: int) -> Option:
+    """The option with what is missed at its best rank, beyond the eigenvalues, as its tail."""
+    choice = cheapest(option, prices, multiple)
+    if option.kind == "alone" or not choice.rank:
+        return option
+    Ws, Cs, Gs = zip(*((layer.W, layer.C, layer.G) for layer in option.layers), strict=True)
+    if option.kind == "left":
+        U, Vs = weighted_ljsvd(Ws, Cs, Gs, choice.rank)
+        products = [U @ V for V in Vs]
+    else:
+        Us, V = weighted_rjsvd(Ws, Cs, Gs, choice.rank)
+        products = [U @ V for U in Us]
+    return replace(option, tail=option.tail + objective(Ws, Cs, Gs, products) - choice.error)
 
 
 def _leading(A: Tensor, M: Tensor, rank: int) -> tuple[Tensor, float]:

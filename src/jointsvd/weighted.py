@@ -36,16 +36,18 @@ def weighted_rjsvd(
 def weighted_ljsvd(
     Ws: Sequence[Tensor], Cs: Sequence[Tensor], Gs: Sequence[Tensor], rank: int
 ) -> tuple[Tensor, list[Tensor]]:
-    """``W_n ~ U V_n`` with one U. Closed form for one member, or if all C_n agree: truncated SVD of ``C^1/2 W G^1/2``.
-    Else that of the mean C is the start, and V_n by least squares and U by conjugate gradients take turns until the
-    objective settles.
+    """``W_n ~ U V_n`` with one U. Closed form for one member, or if all C_n agree up to their scale: truncated SVD of
+    ``C^1/2 W G^1/2``. Else that of the mean C, all scaled alike, is the start, and V_n by least squares and U by
+    conjugate gradients take turns until the objective settles.
 
     Ws: N matrices (rows, cols_n). Returns U (rows, rank) and V_n (rank, cols_n). Raises ValueError as `weighted_rjsvd`.
     """
     doubles, Cs, Gs = _checked(Ws, Cs, Gs)
     if not 1 <= rank <= len(doubles[0]):
         raise ValueError(f"rank must be between 1 and {len(doubles[0])} for these matrices, got {rank}")
-    pairs = [roots(G) for G in Gs]
+    scales = [C.diagonal().mean() for C in Cs]
+    Cs = [C / scale for C, scale in zip(Cs, scales, strict=True)]
+    pairs = [roots(G * scale) for G, scale in zip(Gs, scales, strict=True)]
     U, Ys = _fit_left([times(root, W.T).T for W, (root, _) in zip(doubles, pairs, strict=True)], Cs, rank)
     Vs = [times(inverse_root, Y.T).T for Y, (_, inverse_root) in zip(Ys, pairs, strict=True)]
     return _like(U, Ws[0]), [_like(V, Ws[0]) for V in Vs]
