@@ -50,7 +50,7 @@ reproduce-resnet34: .venv/installed ## ResNet-34 by every matrix method, on digi
 	$(PY) -m jointsvd.train experiment=reproduce_resnet34 $(GIVEN)
 
 compress-resnet34: .venv/installed ## our own method: ResNet-34 on digits to a 22nd of its size, without training it again
-	$(PY) -m jointsvd.compress $(GIVEN)
+	$(PY) -m jointsvd.compress $(if $(SEEDS),-m) $(GIVEN)
 
 reproduce-figure6: .venv/installed ## CPU latency, batch 1, one core
 	$(PY) -m jointsvd.latency $(ARGS)

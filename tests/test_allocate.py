@@ -101,6 +101,28 @@ def test_budgets_that_cannot_be_met(model, statistics, budget, message):
         plan_for_budget(model, statistics, **budget)
 
 
+def test_flops_of_what_cannot_be_factored_count():
+    torch.manual_seed(0)
+    grouped = nn.Conv2d(16, 16, 3, padding=1, groups=4)
+    first, head = nn.Conv2d(3, 16, 3, padding=1), nn.Linear(256, 10)
+    model = nn.Sequential(first, grouped, nn.MaxPool2d(4), nn.Flatten(), head).eval()
+    result = compress(model, IMAGES, flops=1.6)
+    assert num_flops(model, (3, 16, 16)) / num_flops(result.model, (3, 16, 16)) >= 1.6
+    with pytest.raises(ValueError, match=r"has 1\.\d+ times fewer FLOPs"):  # the grouped conv alone has half of them
+        compress(model, IMAGES, flops=3)
+
+
+def test_bad_budgets_are_seen_before_anything_runs(model, monkeypatch):
+    monkeypatch.setattr("jointsvd.budget.collect_statistics", lambda *_: pytest.fail("too late"))
+    for budget, message in (({"params": 1000}, "no plan reaches"), ({"bytes": 1e6}, "buffers"), ({}, "give params=")):
+        with pytest.raises(ValueError, match=message):
+            compress(model, IMAGES, **budget)
+    with pytest.raises(ValueError, match="no Conv2d or Linear"):
+        compress(nn.Sequential(nn.Flatten(), nn.BatchNorm1d(768)), IMAGES, params=2)
+    with pytest.raises(ValueError, match="images of one size"):
+        compress(model, [*IMAGES, torch.zeros(1, 3, 8, 8)], params=2)
+
+
 def test_compress_in_one_call(model):
     before = {key: value.clone() for key, value in model.state_dict().items()}
     result = compress(model, iter([(IMAGES[0], torch.zeros(16))]), params=4, flops=3)

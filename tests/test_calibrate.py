@@ -106,5 +106,10 @@ def test_bad_input(change, batches, message):
     if message is None:  # any tensor whose last dimension is longer than one will do
         assert collect_statistics(model, batches).num_images == 1
         return
+    before = copy.deepcopy(model.state_dict())
     with pytest.raises(ValueError, match=message):
         collect_statistics(model, batches)
+    if message != "two or more logits":
+        with pytest.raises(ValueError, match=message):
+            recalibrate_batchnorm(model, batches)
+        assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())

@@ -87,10 +87,9 @@ def test_trainers(configure, name):
 
 
 NUM_JOBS = {  # for one seed: networks times methods times rank rates; table III is iterations times shares
-    "beyond": 3,
+    "beyond": 4,
     "beyond.ablation": 3 * 2 * 2,
     "beyond.control": 1,
-    "beyond.flops": 1,
     "beyond.paper": 6 * 2 * 2,
     "beyond.recover": 4,
     "fashion_mnist_resnet34": 11 * 2,
@@ -192,6 +191,9 @@ def test_unknown_choices_are_refused_with_those_there_are(configure):
         (["model.source=keras"], "source 'timm' or 'torchvision'"),
         (["method=budget", "budget.params=null"], "give budget.params, .flops or .bytes"),
         (["method=budget", "budget.params=0.5"], "factors of 1 or more"),
+        (["method=budget", "budget.params=1000"], "no plan reaches this budget"),
+        (["method=budget", "budget.bytes=10000"], "buffers alone"),
+        (["method=budget", "budget.rank_multiple=0"], "rank_multiple must be"),
         (["method=budget", "calibration_images=0"], "and calibration_images"),
         (["method=budget", "from_scratch=true"], "planned on a trained network"),
         (["from_scratch=true", "calibration_images=64"], "leave calibration_images at 0"),

@@ -11,6 +11,7 @@ import pytest
 import pytorch_lightning as pl
 import torch
 from ddp_worker import PLAN, small_network, small_schedule
+from pytorch_lightning.callbacks import EMAWeightAveraging
 
 from jointsvd import build_structure, compress_model, num_parameters
 from jointsvd.checkpoints import load_network, load_weights
@@ -87,7 +88,17 @@ def test_a_killed_run_goes_on_from_its_last_epoch_with_the_same_bits(unbroken, t
     layers = [resumed.network[index][0] for index in (1, 2, 3)]
     assert len({id(layer.left.u.weight) for layer in layers}) == 1
     assert [optimised.parameters.count(id(p)) for p in (layers[0].left.u.weight, layers[2].right.v.weight)] == [1, 1]
-    assert train(tmp_path).best_top1 == unbroken.best_top1  # finished already: nothing to do
+
+
+def test_a_finished_run_has_its_weights_again_the_average_if_there_is_one(tmp_path):
+    def average():
+        return EMAWeightAveraging(decay=0.9)
+
+    first, again = train(tmp_path, epochs=1, callbacks=[average()]), train(tmp_path, epochs=1, callbacks=[average()])
+    assert all(map(torch.equal, bits(again), bits(first)))
+    assert again.accuracy == first.accuracy
+    plain = train(tmp_path / "plain", epochs=1)
+    assert not all(map(torch.equal, bits(plain), bits(first)))
 
 
 def test_training_learns_and_accuracy_is_that_of_the_predictions(unbroken):

@@ -114,6 +114,19 @@ def test_bad_input(batches, message):
         refit(model, model, plan, statistics, [IMAGES])
 
 
+def test_images_that_affect_each_other_are_refused():
+    class Centred(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv2d(3, 4, 3)
+
+        def forward(self, x):
+            return self.conv(x - x.mean(0) * x.square().sum()).mean((2, 3))
+
+    with pytest.raises(ValueError, match="affect each other"):
+        refitted(Centred(), Plan((Group(("conv",), 0, 2),)))
+
+
 def test_a_linear_layer_on_images_with_channels_last():
     class Mixer(nn.Module):
         def __init__(self):

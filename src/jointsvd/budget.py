@@ -13,6 +13,7 @@ from jointsvd.cost import num_parameters
 from jointsvd.layers import FactorPair, unfold
 from jointsvd.options import Choice
 from jointsvd.plan import Plan
+from jointsvd.refit import all_images
 from jointsvd.refit import refit as _refit
 from jointsvd.surgery import compress_model
 from jointsvd.weighted import objective
@@ -52,7 +53,9 @@ def compress(
     layers compressed before it, which takes memory for all images at once. No training. Raises ValueError as
     `collect_statistics` and `plan_for_budget` do, for bad budgets and bad first batches before any long work.
     """
-    loader = list(calibration) if isinstance(calibration, Iterator) else calibration  # it is run more than once
+    loader = list(calibration) if refit or isinstance(calibration, Iterator) else calibration  # it runs more than once
+    if refit:
+        all_images(loader)
     params = params_for_bytes(model, params, bytes)
     image = next(run_batches(model, loader))[0][:1]
     check_budget(model, image, params=params, flops=flops, rank_multiple=rank_multiple)

@@ -59,7 +59,8 @@ class Classifier(pl.LightningModule):
     def on_fit_start(self) -> None:
         self.network.to(memory_format=torch.channels_last)
         for teacher in self.teachers:
-            teacher.eval().requires_grad_(False).to(self.device).to(memory_format=torch.channels_last)
+            dtype = next(self.network.parameters()).dtype  # not float32 in precision bf16-true
+            teacher.eval().requires_grad_(False).to(self.device, dtype).to(memory_format=torch.channels_last)
 
     def on_train_epoch_start(self) -> None:
         self.accuracy = None
@@ -131,6 +132,11 @@ def fit(trainer: pl.Trainer, classifier: Classifier, data: ImageData, folder: Pa
     With data in memory and no dropout in the network, it ends with the bits of an unbroken run.
     """
     last = folder / "last.ckpt"
+    checkpoint = torch.load(last, map_location="cpu", weights_only=True) if last.exists() else None
+    if checkpoint and checkpoint["epoch"] + 1 == trainer.max_epochs:  # Lightning would leave weights, not their average
+        classifier.load_state_dict(checkpoint["state_dict"])
+        classifier.on_load_checkpoint(checkpoint)
+        return
     trainer.fit(classifier, datamodule=data, ckpt_path=last if last.exists() else None, weights_only=True)
 
 

@@ -32,12 +32,12 @@ def refit(model: nn.Module, compressed: nn.Module, plan: Plan, statistics: Stati
     """Fit the factors of `compressed` (`model` by `plan`) again, in place and in the order in which layers run, and
     measure its batch norms again. Shared factors stay; a layer alone gets a new U and V. Returns `compressed`.
 
-    loader: as for `collect_statistics`; all its images pass at once, twice. Layers that run more than once keep their
-    factors, and so do groups with two branches or a Tucker-2. Raises ValueError as `collect_statistics` and
-    `check_structure` do.
+    loader: as for `collect_statistics`; all its images pass at once. Layers that run more than once keep their factors,
+    and so do groups with two branches or a Tucker-2. Raises ValueError as `collect_statistics` and `check_structure`
+    do, for images of several sizes, and for a network that does not take the images of a batch one by one.
     """
     check_structure(compressed, plan)
-    images = torch.cat([images_of(batch) for batch in loader] or [torch.empty(0, 0)])
+    images = all_images(loader)
     fits = _fits(model, compressed, plan, statistics, images[:1])
     twin, norms = deepcopy(model), []
     for name, module in list(twin.named_modules()):
@@ -47,9 +47,19 @@ def refit(model: nn.Module, compressed: nn.Module, plan: Plan, statistics: Stati
             continue
         replace(twin, module, _Halves(module, compressed.get_submodule(name), fits.get(name)))
     with measured_again(norms) as tracked:
-        for _ in run_batches(twin, [torch.cat([images, images])], training=tracked):
-            pass
+        for _, outputs in run_batches(twin, [torch.cat([images, images])], training=tracked):
+            for few, expected in run_batches(model, [images[:2]]):
+                if not torch.allclose(outputs[: len(few)], expected, rtol=1e-2, atol=1e-2):
+                    raise ValueError("images of a batch affect each other in this network: compress with refit=False")
     return compressed
+
+
+def all_images(loader: Loader) -> Tensor:
+    """Those of all batches in one. Raises ValueError for none, or several sizes."""
+    batches = [images_of(batch) for batch in loader]
+    if len({batch.shape[1:] for batch in batches}) > 1:
+        raise ValueError("refit runs all images at once: give images of one size, or refit=False")
+    return torch.cat(batches or [torch.empty(0, 0)])
 
 
 class _Halves(nn.Module):

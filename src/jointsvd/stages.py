@@ -149,7 +149,7 @@ def make_trainer(cfg: DictConfig, schedule: Schedule | None = None, folder: Path
     if schedule is not None and folder is not None:
         logger = make_logger(cfg, folder) if "_target_" in cfg.logger else False
         options = {"logger": logger, "callbacks": [checkpointing(folder)], "max_epochs": schedule.epochs}
-        options["callbacks"] += [EMAWeightAveraging(decay=schedule.ema)] if schedule.ema else []
+        options["callbacks"] += [EMAWeightAveraging(device_of(cfg.trainer), decay=schedule.ema)] if schedule.ema else []
         options |= {"check_val_every_n_epoch": schedule.test_every}
     return cast(
         pl.Trainer,
@@ -186,7 +186,8 @@ def locked(folder: Path) -> Any:
 
 def command() -> str:
     """What makes this run again."""
-    return f"python -m jointsvd.train {shlex.join(HydraConfig.get().overrides.task)}"
+    hydra = HydraConfig.get()
+    return f"python -m jointsvd.{hydra.job.config_name} {shlex.join(hydra.overrides.task)}"
 
 
 def _made_once(settings: Settings, file: Path, make: Callable[[], Made]) -> Stage:

@@ -58,7 +58,7 @@ def check_jobs(config: DictConfig) -> list[Settings]:
     """The settings of all jobs of a sweep. Raises ValueError or FileNotFoundError for the first that cannot work."""
     settings: list[Settings] = []
     for overrides in split_jobs(config):
-        cfg = hydra.compose("train", overrides, return_hydra_config=True)
+        cfg = hydra.compose(config.hydra.job.config_name, overrides, return_hydra_config=True)
         HydraConfig.instance().set_config(cfg)
         try:
             settings.append(Settings.from_config(cfg, read_data(cfg)))

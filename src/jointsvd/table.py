@@ -91,12 +91,14 @@ def control_of(row: Mapping[str, Any], rows: pd.DataFrame) -> pd.DataFrame:
 
 def differing_names(summary: pd.DataFrame) -> list[str]:
     """Conditions that are not the same in all lines, beyond what the method column and rank_rate say."""
-    named = ["model", "data", "image_size", "layers", "iterations", "schedule", "precision"]
+    named = ["model", "data", "image_size", "layers", "iterations", "schedule", "precision", "calibration_images"]
     if summary["model"].nunique() == 1:  # else it differs with the model
         named.append("baseline_sha256")
     decomposed = summary[summary["method"] != "dense"]
     per_method = {"layers": decomposed, "iterations": decomposed[decomposed["method"] == "bijsvd"]}
-    return [name for name in named if per_method.get(name, summary)[name].nunique(dropna=False) > 1]
+    per_method["calibration_images"] = summary[summary["method"] == "budget"]
+    lines = {name: per_method.get(name, summary) for name in named}
+    return [name for name in named if name in lines[name] and lines[name][name].nunique(dropna=False) > 1]
 
 
 def percent(value: float | None) -> str:
@@ -116,6 +118,7 @@ def label(row: Mapping[str, Any]) -> str:
     if row["method"] == "nc_ctd":
         text = f"NC_CTD, own/shared {row['own_per_shared']:g}"
     if row["method"] == "budget":
+        text += f", {row['budget_flops']:g} times fewer FLOPs" if (row["budget_flops"] or 0) > 0 else ""
         text += ", no sharing" * (not row["share"]) + ", no refit" * (not row["refit"])
     elif (row.get("calibration_images") or 0) > 0:
         text += ", batch norms again"
