@@ -88,10 +88,13 @@ def test_trainers(configure, name):
 
 NUM_JOBS = {  # for one seed: networks times methods times rank rates; table III is iterations times shares
     "beyond": 4,
-    "beyond.ablation": 3 * 2 * 2,
-    "beyond.control": 1,
     "beyond.paper": 6 * 2 * 2,
-    "beyond.recover": 4,
+    "beyond_ablation": 3 * 2 * 2,
+    "beyond_ablation.recipe": 5,
+    "beyond_recovery": 4,
+    "beyond_recovery.control": 1,
+    "beyond_recovery.epoch": 2,
+    "beyond_recovery.epoch_control": 1,
     "fashion_mnist_resnet34": 11 * 2,
     "fashion_mnist_resnet34.epoch": 4,
     "figure3": 2 * 5 * 2,
