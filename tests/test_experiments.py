@@ -35,6 +35,24 @@ def test_every_experiment_runs_on_digits(name, tmp_path):
     assert bool(list(tmp_path.glob("dense/*"))) != scratch
 
 
+def test_ours_beats_the_paper_at_every_size_on_digits(tmp_path):
+    """Without training, though the paper's methods have their batch norms measured again and are larger."""
+    for name in ("beyond", "beyond.paper"):
+        result = run("train", f"experiment={name}", "data=digits", "recipe=short", "recipe.finetune.epochs=0", "seed=0",
+                     f"output_dir={tmp_path}")  # fmt: skip
+        assert result.returncode == 0, result.stdout[-2000:] + result.stderr[-2000:]
+    rows = pd.read_csv(tmp_path / "beyond" / "results.csv")
+    dense = rows["baseline_top1"].max()
+    ours = rows[rows["method"] == "budget"].sort_values("compression_factor")
+    paper = rows[~rows["method"].isin(["dense", "budget"])]
+    assert (ours["compression_factor"] >= ours["budget_params"]).all()
+    for _, row in ours.iterrows():
+        larger = paper[paper["compression_factor"] <= row["compression_factor"] + 0.5]
+        assert row["raw_top1"] > larger["raw_top1"].max()
+    assert (dense - ours["raw_top1"].iloc[:2] < 3).all()  # CF 13.9 and 22.1
+    assert (ours["flops"].iloc[1] < rows[rows["method"] == "dense"]["flops"] / 6.5).all()
+
+
 def test_the_latency_experiment_runs(tmp_path):
     result = run("latency", "models=[resnet18]", "rank_rates=[0.04]", "passes=3", f"output_dir={tmp_path}")
     assert result.returncode == 0, result.stderr
