@@ -7,6 +7,7 @@ from jointsvd.cost import compression_factor, num_flops, num_parameters
 from jointsvd.decompose import bijsvd, ljsvd, rjsvd, truncated_svd
 from jointsvd.files import load_compressed, save_compressed
 from jointsvd.groups import find_groups
+from jointsvd.inference import Prepared, prepare_for_inference
 from jointsvd.plan import Group, Plan, TuckerGroup
 from jointsvd.refit import refit
 from jointsvd.rules import plan_compression
@@ -18,6 +19,7 @@ __all__ = [
     "Compressed",
     "Group",
     "Plan",
+    "Prepared",
     "Statistics",
     "TuckerGroup",
     "bijsvd",
@@ -34,6 +36,7 @@ __all__ = [
     "num_parameters",
     "plan_compression",
     "plan_for_budget",
+    "prepare_for_inference",
     "recalibrate_batchnorm",
     "refit",
     "rjsvd",

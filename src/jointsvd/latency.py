@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import hydra
-import numpy as np
 import pandas as pd
 import torch
 from hydra.core.hydra_config import HydraConfig
@@ -25,6 +24,7 @@ from jointsvd.rules import plan_compression
 from jointsvd.settings import CONF, plain
 from jointsvd.surgery import build_structure
 from jointsvd.table import label
+from jointsvd.timing import latency
 
 
 @dataclass(frozen=True)
@@ -50,18 +50,6 @@ class LatencyRow:
     processor: str
 
 
-def latency(model: nn.Module, images: torch.Tensor, threads: int, passes: int) -> tuple[float, float]:
-    """(median, interquartile range) in milliseconds of `passes` forward passes after a warm-up."""
-    from torch.utils.benchmark import Timer  # looks for a CUDA toolkit, and says so where there is none
-
-    with torch.inference_mode():
-        timer = Timer("model(images)", globals={"model": model.eval(), "images": images}, num_threads=threads)
-        timer.timeit(10)
-        times = [1e3 * timer.timeit(1).mean for _ in range(passes)]
-    low, median, high = np.quantile(times, [0.25, 0.5, 0.75])
-    return float(median), float(high - low)
-
-
 @hydra.main(config_path=CONF, config_name="latency", version_base="1.3")
 def main(cfg: DictConfig) -> None:
     folder = Path(cfg.output_dir) / cfg.name
@@ -71,7 +59,7 @@ def main(cfg: DictConfig) -> None:
     images = torch.randn(cfg.batch_size, *cfg.input_size)
     rows = []
     for name, options, dense, network in track(networks, "Measuring"):
-        milliseconds, iqr = latency(network, images, cfg.threads, cfg.passes)
+        milliseconds, iqr = latency(network, images, passes=cfg.passes, threads=cfg.threads)
         rows.append(
             LatencyRow(
                 model=name,

@@ -1,0 +1,128 @@
+"""python -m jointsvd.export checkpoint=FILE input_size=[1,28,28]: a saved network as a file that runs without jointsvd.
+
+A shared factor is stored once and used by all its layers, in ONNX as one initializer.
+"""
+
+import logging
+import warnings
+from collections.abc import Callable
+from copy import deepcopy
+from io import BytesIO
+from pathlib import Path
+
+import hydra
+import onnxruntime
+import torch
+from omegaconf import DictConfig
+from onnx_ir import to_proto
+from onnx_ir.passes.common import ClearMetadataAndDocStringPass, DeduplicateInitializersPass
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from jointsvd.checkpoints import load_network
+from jointsvd.cost import num_parameters
+from jointsvd.files import write_atomic
+from jointsvd.settings import CONF
+
+TOLERANCE = 1e-4  # of the largest output
+SUFFIXES = {"onnx": ".onnx", "torch": ".pt2"}
+
+
+def to_onnx(network: nn.Module, example: Tensor) -> bytes:
+    """An ONNX file of `network` for batches of any size; its output is compared with PyTorch's in ONNX Runtime.
+
+    example: (N, ...) two or more images on the network's device. The graph's input is "images", its output "logits".
+    Raises ValueError for a network in training mode, on another device or that cannot run on `example`, and
+    RuntimeError if the outputs differ by more than TOLERANCE.
+    """
+    expected = _outputs(network, example)
+    plain = _with_plain_norms(network)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        program = torch.onnx.export(
+            plain,
+            (example,),
+            dynamo=True,
+            dynamic_shapes=({0: torch.export.Dim("batch")},),
+            input_names=["images"],
+            output_names=["logits"],
+            verbose=False,
+        )
+    assert program is not None
+    for clean in (ClearMetadataAndDocStringPass(), DeduplicateInitializersPass()):
+        clean(program.model)
+    for value in program.model.graph:
+        for output in value.outputs:
+            output.shape = output.type = None  # of everything in between: ONNX Runtime infers them
+    content = to_proto(program.model).SerializeToString()
+    session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
+    _check(expected, torch.from_numpy(session.run(None, {"images": example.numpy(force=True)})[0]))
+    return content
+
+
+def to_torch(network: nn.Module, example: Tensor) -> bytes:
+    """A torch.export file of `network` for batches of any size, for `torch.export.load`. Raises as `to_onnx`."""
+    expected = _outputs(network, example)
+    program = torch.export.export(network, (example,), dynamic_shapes=({0: torch.export.Dim("batch")},))
+    file = BytesIO()
+    torch.export.save(program, file)
+    with torch.no_grad():
+        _check(expected, torch.export.load(BytesIO(file.getvalue())).module()(example).cpu())
+    return file.getvalue()
+
+
+@torch.no_grad()
+def _outputs(network: nn.Module, example: Tensor) -> Tensor:
+    device = next(network.parameters()).device
+    if network.training or example.device != device or len(example) < 2:
+        mode = "training" if network.training else "evaluation"
+        raise ValueError(
+            f"export needs a network in evaluation mode (call .eval()) and two images on its device, {device}; got "
+            f"{tuple(example.shape)} on {example.device}, and a network in {mode} mode"
+        )
+    try:
+        return network(example).cpu()
+    except RuntimeError as error:
+        raise ValueError(f"the network cannot run on images {tuple(example.shape)}: {error}") from error
+
+
+def _check(expected: Tensor, found: Tensor) -> None:
+    error = float((expected - found).abs().max() / expected.abs().max())
+    if not error <= TOLERANCE:
+        raise RuntimeError(f"the exported network's output differs by {error:.1e} of the largest one")
+
+
+def _with_plain_norms(network: nn.Module) -> nn.Module:
+    """A copy whose batch norms have mean 0 and variance 1, which are stored once; weight and bias do the rest."""
+    copy = deepcopy(network)
+    for norm in copy.modules():
+        if isinstance(norm, _BatchNorm) and norm.running_mean is not None and norm.running_var is not None:
+            scale = (norm.running_var + norm.eps).rsqrt()
+            weight = scale if norm.weight is None else scale * norm.weight
+            bias = -norm.running_mean * weight + (0 if norm.bias is None else norm.bias)
+            norm.weight, norm.bias = nn.Parameter(weight), nn.Parameter(bias)
+            norm.running_mean, norm.running_var = torch.zeros_like(bias), torch.full_like(bias, 1 - norm.eps)
+    return copy
+
+
+@hydra.main(config_path=CONF, config_name="export", version_base="1.3")
+def main(cfg: DictConfig) -> None:
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+    convert: dict[str, Callable[[nn.Module, Tensor], bytes]] = {"onnx": to_onnx, "torch": to_torch}
+    if cfg.format not in convert:
+        raise SystemExit(f"format is onnx or torch, got {cfg.format!r}")
+    try:
+        network = load_network(cfg.checkpoint).eval()
+        content = convert[cfg.format](network, torch.rand(2, *cfg.input_size))
+    except ValueError as error:
+        raise SystemExit(str(error)) from error
+    path = Path(cfg.output or Path(cfg.checkpoint).with_suffix(SUFFIXES[cfg.format]))
+    write_atomic(path, content)
+    weights = 4 * num_parameters(network)
+    print(
+        f"Saved {path}: {len(content):,} bytes, {len(content) / weights:.3f} times those of the parameters in float32"
+    )
+
+
+if __name__ == "__main__":
+    main()

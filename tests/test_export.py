@@ -1,0 +1,80 @@
+"""Exported networks: what they compute, what they weigh, and that shared factors are stored once."""
+
+import subprocess
+import sys
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+
+from jointsvd import Plan, build_structure, num_parameters, plan_compression, recalibrate_batchnorm, save_compressed
+from jointsvd.export import to_onnx, to_torch
+from jointsvd.models import build_model
+
+IMAGES = torch.randn(8, 1, 16, 16)
+SLOW = ["", "svd", "ljsvd", "tucker2", "nc_ctd"]
+
+
+def network(method):
+    torch.manual_seed(0)
+    dense = build_model("resnet18", num_classes=10, in_channels=1)
+    plan = plan_compression(dense, method, rank_rate=0.1) if method else Plan()
+    return recalibrate_batchnorm(build_structure(dense, plan).eval(), [IMAGES]), plan
+
+
+@pytest.mark.parametrize("method", ["rjsvd1", "bijsvd", *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW)])
+def test_onnx_runtime_computes_the_same_for_any_batch(method):
+    model, _ = network(method)
+    content = to_onnx(model, IMAGES[:2])
+    assert len(content) <= 1.03 * 4 * num_parameters(model)
+    session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
+    for batch in (IMAGES, IMAGES[:1]):
+        (found,) = session.run(["logits"], {"images": batch.numpy()})
+        np.testing.assert_allclose(found, model(batch).detach().numpy(), atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize(("method", "shared"), [("rjsvd1", "v"), ("ljsvd", "u")])
+def test_a_shared_factor_is_one_initializer(method, shared):
+    model, plan = network(method)
+    graph = onnx.load_from_string(to_onnx(model, IMAGES[:2])).graph
+    names = [initializer.name for initializer in graph.initializer]
+    uses = [name for node in graph.node for name in node.input if name in names]
+    groups = [group.members for group in plan.groups if len(group.members) > 1]
+    assert groups
+    for members in groups:
+        (factor,) = {f"{name}.{shared}.weight" for name in members} & set(names)
+        assert uses.count(factor) == len(members)
+
+
+def test_torch_export_shares_too():
+    model, _ = network("ljsvd")
+    content = to_torch(model, IMAGES[:2])
+    assert len(content) <= 1.15 * 4 * num_parameters(model)
+
+
+@pytest.mark.parametrize("convert", [to_onnx, to_torch])
+def test_bad_input(convert):
+    model, _ = network("ljsvd")
+    with pytest.raises(ValueError, match="cannot run on images"):
+        convert(model, torch.zeros(2, 3, 16, 16))
+    with pytest.raises(ValueError, match="on its device, cpu"):
+        convert(model, torch.zeros(2, 1, 16, 16, device="meta"))
+    with pytest.raises(ValueError, match=r"call \.eval"):
+        convert(model.train(), IMAGES)
+
+
+@pytest.mark.slow
+def test_the_command_line(tmp_path):
+    model, plan = network("ljsvd")
+    architecture = '{"name": "resnet18", "num_classes": 10, "in_channels": 1}'
+    save_compressed(tmp_path / "net.safetensors", model, plan, metadata={"architecture": architecture})
+    command = [sys.executable, "-m", "jointsvd.export", f"checkpoint={tmp_path}/net.safetensors"]
+    result = subprocess.run([*command, "input_size=[3,16,16]"], capture_output=True, text=True)
+    assert result.returncode == 1
+    assert "cannot run on images (2, 3, 16, 16)" in result.stderr
+    result = subprocess.run([*command, "input_size=[1,16,16]"], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert {path.name for path in tmp_path.iterdir()} == {"net.safetensors", "net.onnx"}
+    onnxruntime.InferenceSession(str(tmp_path / "net.onnx"))
