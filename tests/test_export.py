@@ -12,6 +12,7 @@ import torch
 from jointsvd import Plan, build_structure, num_parameters, plan_compression, recalibrate_batchnorm, save_compressed
 from jointsvd.export import to_onnx, to_torch
 from jointsvd.models import build_model
+from jointsvd.quantize import to_int8
 
 IMAGES = torch.randn(8, 1, 16, 16)
 SLOW = ["", "svd", "ljsvd", "tucker2", "nc_ctd"]
@@ -65,16 +66,44 @@ def test_bad_input(convert):
         convert(model.train(), IMAGES)
 
 
+def test_int8_is_four_times_smaller_and_near():
+    model, plan = network("ljsvd")
+    whole = to_onnx(model, IMAGES[:2])
+    content = to_int8(whole, [IMAGES[:4], IMAGES[4:]])
+    assert len(content) < 0.3 * len(whole)
+    session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
+    (found,) = session.run(["logits"], {"images": IMAGES.numpy()})
+    expected = model(IMAGES).detach().numpy()
+    assert np.abs(found - expected).max() < 0.1 * np.abs(expected).max()
+    graph = onnx.load_from_string(content).graph
+    stored = sum(np.prod(tensor.dims) for tensor in graph.initializer if tensor.data_type == onnx.TensorProto.INT8)
+    assert stored == sum(p.numel() for p in model.parameters() if p.ndim > 1)  # shared factors once
+    with pytest.raises(ValueError, match="some hundred"):
+        to_int8(whole, [])
+    with pytest.raises(ValueError, match="cannot be quantised on images"):
+        to_int8(whole, [torch.zeros(2, 3, 16, 16)])
+
+
 @pytest.mark.slow
 def test_the_command_line(tmp_path):
     model, plan = network("ljsvd")
     architecture = '{"name": "resnet18", "num_classes": 10, "in_channels": 1}'
     save_compressed(tmp_path / "net.safetensors", model, plan, metadata={"architecture": architecture})
-    command = [sys.executable, "-m", "jointsvd.export", f"checkpoint={tmp_path}/net.safetensors"]
-    result = subprocess.run([*command, "input_size=[3,16,16]"], capture_output=True, text=True)
-    assert result.returncode == 1
-    assert "cannot run on images (2, 3, 16, 16)" in result.stderr
-    result = subprocess.run([*command, "input_size=[1,16,16]"], capture_output=True, text=True)
-    assert result.returncode == 0, result.stderr
-    assert {path.name for path in tmp_path.iterdir()} == {"net.safetensors", "net.onnx"}
-    onnxruntime.InferenceSession(str(tmp_path / "net.onnx"))
+
+    def run(*options):
+        command = [sys.executable, "-m", "jointsvd.export", f"checkpoint={tmp_path}/net.safetensors", *options]
+        return subprocess.run(command, capture_output=True, text=True)
+
+    for options, message in (
+        (["input_size=[3,16,16]"], "cannot run on images (2, 3, 16, 16)"),
+        (["format=int8", "input_size=[1,16,16]"], "data= for the images of int8"),
+        (["format=tflite", "input_size=[1,16,16]"], "format is one of onnx, int8, torch"),
+    ):
+        result = run(*options)
+        assert result.returncode == 1
+        assert message in result.stderr
+    for options in (["input_size=[1,16,16]"], ["format=int8", "data=digits"]):
+        result = run(*options)
+        assert result.returncode == 0, result.stderr
+    assert {path.name for path in tmp_path.iterdir()} == {"net.safetensors", "net.onnx", "net.int8.onnx"}
+    assert (tmp_path / "net.int8.onnx").stat().st_size < 0.3 * (tmp_path / "net.onnx").stat().st_size

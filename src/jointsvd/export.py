@@ -1,11 +1,10 @@
-"""python -m jointsvd.export checkpoint=FILE input_size=[1,28,28]: a saved network as a file that runs without jointsvd.
+"""python -m jointsvd.export checkpoint=FILE data=digits: a saved network as a file that runs without jointsvd.
 
 A shared factor is stored once and used by all its layers, in ONNX as one initializer.
 """
 
 import logging
 import warnings
-from collections.abc import Callable
 from copy import deepcopy
 from io import BytesIO
 from pathlib import Path
@@ -22,10 +21,11 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from jointsvd.checkpoints import load_network
 from jointsvd.cost import num_parameters
 from jointsvd.files import write_atomic
-from jointsvd.settings import CONF
+from jointsvd.quantize import to_int8
+from jointsvd.settings import CONF, read_data
 
 TOLERANCE = 1e-4  # of the largest output
-SUFFIXES = {"onnx": ".onnx", "torch": ".pt2"}
+SUFFIXES = {"onnx": ".onnx", "int8": ".int8.onnx", "torch": ".pt2"}
 
 
 def to_onnx(network: nn.Module, example: Tensor) -> bytes:
@@ -108,19 +108,31 @@ def _with_plain_norms(network: nn.Module) -> nn.Module:
 @hydra.main(config_path=CONF, config_name="export", version_base="1.3")
 def main(cfg: DictConfig) -> None:
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
-    convert: dict[str, Callable[[nn.Module, Tensor], bytes]] = {"onnx": to_onnx, "torch": to_torch}
-    if cfg.format not in convert:
-        raise SystemExit(f"format is onnx or torch, got {cfg.format!r}")
     try:
         network = load_network(cfg.checkpoint).eval()
-        content = convert[cfg.format](network, torch.rand(2, *cfg.input_size))
-    except ValueError as error:
+        content = _convert(cfg, network)
+    except (ValueError, FileNotFoundError) as error:
         raise SystemExit(str(error)) from error
     path = Path(cfg.output or Path(cfg.checkpoint).with_suffix(SUFFIXES[cfg.format]))
     write_atomic(path, content)
-    weights = 4 * num_parameters(network)
-    print(
-        f"Saved {path}: {len(content):,} bytes, {len(content) / weights:.3f} times those of the parameters in float32"
+    ratio = len(content) / (4 * num_parameters(network))
+    print(f"Saved {path}: {len(content):,} bytes, {ratio:.3f} times those of the parameters in float32")
+
+
+def _convert(cfg: DictConfig, network: nn.Module) -> bytes:
+    if cfg.format not in SUFFIXES:
+        raise ValueError(f"format is one of {', '.join(SUFFIXES)}, got {cfg.format!r}")
+    data = read_data(cfg) if "data" in cfg else None
+    if (data is None) == (cfg.input_size is None) or (data is None and cfg.format == "int8"):
+        raise ValueError("give input_size=[channels,height,width], or data= for the images of int8, not both")
+    example = torch.rand(2, *(data.input_size if data else cfg.input_size))
+    if cfg.format == "torch":
+        return to_torch(network, example)
+    content = to_onnx(network, example)
+    return (
+        to_int8(content, data.calibration_batches(cfg.calibration_images, cfg.seed))
+        if cfg.format == "int8"
+        else content
     )
 
 
