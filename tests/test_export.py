@@ -67,7 +67,7 @@ def test_bad_input(convert):
 
 
 def test_int8_is_four_times_smaller_and_near():
-    model, plan = network("ljsvd")
+    model, _ = network("ljsvd")
     whole = to_onnx(model, IMAGES[:2])
     content = to_int8(whole, [IMAGES[:4], IMAGES[4:]])
     assert len(content) < 0.3 * len(whole)

@@ -129,11 +129,9 @@ def _convert(cfg: DictConfig, network: nn.Module) -> bytes:
     if cfg.format == "torch":
         return to_torch(network, example)
     content = to_onnx(network, example)
-    return (
-        to_int8(content, data.calibration_batches(cfg.calibration_images, cfg.seed))
-        if cfg.format == "int8"
-        else content
-    )
+    if data is None or cfg.format == "onnx":
+        return content
+    return to_int8(content, data.calibration_batches(cfg.calibration_images, cfg.seed))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""An ONNX network in int8: weights per output channel, activations per tensor, by ONNX Runtime; shared factors stay one."""
+"""An ONNX network in int8, by ONNX Runtime: weights per channel, activations per tensor, shared factors once."""
 
 import logging
 import tempfile
@@ -53,7 +53,7 @@ class _Images(CalibrationDataReader):
     def __init__(self, batches: Sequence[Tensor]):
         self.batches: Iterator[Tensor] = iter(batches)
 
-    def get_next(self) -> dict[str, np.ndarray] | None:  # type: ignore[override]
+    def get_next(self) -> dict[str, np.ndarray] | None:
         batch = next(self.batches, None)
         return None if batch is None else {"images": batch.numpy(force=True)}
 
