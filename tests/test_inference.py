@@ -11,6 +11,7 @@ from jointsvd import Group, Plan, build_structure, compress, plan_compression, p
 from jointsvd.inference import multiplied_out
 from jointsvd.layers import FactorLayer, FactorPair
 from jointsvd.models import build_model
+from jointsvd.timing import Latency
 
 IMAGES = torch.randn(4, 3, 16, 16)
 
@@ -48,7 +49,7 @@ def test_every_method_computes_the_same_in_either_form(method, faster, monkeypat
     model = network(method)
 
     def clock(module, images, passes):
-        return (float(isinstance(module, FactorLayer) == (faster == "dense")), 0.0)
+        return Latency(float(isinstance(module, FactorLayer) == (faster == "dense")), 0.0, 1)
 
     monkeypatch.setattr("jointsvd.inference.latency", clock)
     before = copy.deepcopy(model.state_dict())
@@ -64,7 +65,7 @@ def test_every_method_computes_the_same_in_either_form(method, faster, monkeypat
 
 
 def test_shared_factors_stay_one_and_two_branches_become_one_pair(monkeypatch):
-    monkeypatch.setattr("jointsvd.inference.latency", lambda module, *_, **__: (float(type(module) is nn.Conv2d), 0.0))
+    monkeypatch.setattr("jointsvd.inference.latency", lambda module, *_, **__: Latency(type(module) is nn.Conv2d, 0, 1))
     prepared = prepare_for_inference(network("ljsvd"), IMAGES).model
     assert len({prepared.layer1[i].conv1.u.weight.data_ptr() for i in range(3)}) == 1
     model = network("bijsvd")

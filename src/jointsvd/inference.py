@@ -62,7 +62,7 @@ def prepare_for_inference(model: nn.Module, example_input: Tensor, *, passes: in
         report = _choose(copy, images, passes, memory_format)
         _fold_norms(copy)
         copy.to(memory_format=memory_format)
-        candidates[name] = (latency(copy, images, passes=passes)[0], copy, report)
+        candidates[name] = (latency(copy, images, passes=passes).median, copy, report)
     best = min(candidates, key=lambda name: candidates[name][0])
     times = {name: candidate[0] for name, candidate in candidates.items()}
     _log.info("%s of %s ms", best, times)
@@ -92,7 +92,7 @@ def _choose(model: nn.Module, images: Tensor, passes: int, memory_format: torch.
         pair = _one_pair(layer) if isinstance(layer, TwoBranches) else layer
         forms: dict[str, nn.Module] = {"factors": pair, "dense": multiplied_out(pair)}
         forms = {form: module.to(memory_format=memory_format) for form, module in forms.items()}
-        times = {form: latency(module, inputs[name], passes=passes)[0] for form, module in forms.items()}
+        times = {form: latency(module, inputs[name], passes=passes).median for form, module in forms.items()}
         choice = min(times, key=lambda form: times[form])
         replace(model, layer, forms[choice])
         report.append({"layer": name, "choice": choice, **{f"{form} ms": time for form, time in times.items()}})

@@ -59,7 +59,7 @@ def main(cfg: DictConfig) -> None:
     images = torch.randn(cfg.batch_size, *cfg.input_size)
     rows = []
     for name, options, dense, network in track(networks, "Measuring"):
-        milliseconds, iqr = latency(network, images, passes=cfg.passes, threads=cfg.threads)
+        found = latency(network.eval(), images, passes=cfg.passes, threads=cfg.threads)
         rows.append(
             LatencyRow(
                 model=name,
@@ -72,8 +72,8 @@ def main(cfg: DictConfig) -> None:
                 input_size="x".join(map(str, cfg.input_size)),
                 compression_factor=compression_factor(dense, network),
                 flops=num_flops(network, cfg.input_size),
-                milliseconds=milliseconds,
-                milliseconds_iqr=iqr,
+                milliseconds=found.median,
+                milliseconds_iqr=found.iqr,
                 passes=cfg.passes,
                 **facts,
             )

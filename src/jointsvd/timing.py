@@ -1,20 +1,35 @@
 """How long a forward pass takes."""
 
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 
-def latency(model: nn.Module, images: Tensor, *, passes: int, threads: int | None = None) -> tuple[float, float]:
-    """(median, interquartile range) in milliseconds of `passes` forward passes after a warm-up.
+class Latency(NamedTuple):
+    """Of one forward pass in milliseconds: median and interquartile range of many."""
 
-    threads: of PyTorch, by default as many as it uses now.
+    median: float
+    iqr: float
+    passes: int
+
+
+def latency(
+    run: Callable[[Tensor], Any], images: Tensor, *, passes: int | None = None, threads: int | None = None
+) -> Latency:
+    """Time `run(images)` after a warm-up.
+
+    run: a module in evaluation mode, say. passes: by default what fits into two seconds, 10 to 300. threads: of
+    PyTorch, by default as many as it uses now.
     """
     from torch.utils.benchmark import Timer  # looks for a CUDA toolkit, and says so where there is none
 
     with torch.inference_mode():
         threads = threads or torch.get_num_threads()
-        timer = Timer("model(images)", globals={"model": model.eval(), "images": images}, num_threads=threads)
-        timer.timeit(10)
+        timer = Timer("run(images)", globals={"run": run, "images": images}, num_threads=threads)
+        timer.timeit(5)
+        passes = passes or min(max(int(2 / timer.timeit(2).mean), 10), 300)
         times = torch.tensor([1e3 * timer.timeit(1).mean for _ in range(passes)])
     low, median, high = times.quantile(torch.tensor([0.25, 0.5, 0.75])).tolist()
-    return median, high - low
+    return Latency(median, high - low, passes)

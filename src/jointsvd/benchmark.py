@@ -1,0 +1,198 @@
+"""python -m jointsvd.benchmark checkpoints=[...]: saved networks in several engines: time, size, accuracy."""
+
+import glob
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import hydra
+import onnxruntime
+import pandas as pd
+import torch
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig
+from rich.progress import track
+from torch import Tensor, nn
+from torchmetrics.classification import MulticlassAccuracy
+
+from jointsvd.benchmark_table import render
+from jointsvd.checkpoints import load_network
+from jointsvd.cost import num_flops, num_parameters
+from jointsvd.data import ImageData
+from jointsvd.export import to_onnx
+from jointsvd.files import read_metadata, write_atomic
+from jointsvd.inference import prepare_for_inference
+from jointsvd.plan import Plan
+from jointsvd.quantize import to_int8
+from jointsvd.report import print_table
+from jointsvd.results import environment
+from jointsvd.settings import CONF, read_data
+from jointsvd.table import label
+from jointsvd.timing import latency
+
+ENGINES = ("eager", "channels_last", "compile", "prepared", "cuda", "onnx", "int8")
+_ONNX = ("onnx", "int8")
+
+
+@dataclass(frozen=True)
+class BenchmarkRow:
+    """A network in an engine. file_bytes: of its safetensors or ONNX file; top1: percent of the test images."""
+
+    network: str
+    engine: str
+    batch_size: int
+    threads: int
+    milliseconds: float
+    milliseconds_iqr: float
+    passes: int
+    file_bytes: int
+    top1: float
+    num_parameters: int
+    flops: int
+    sha256: str
+    data: str
+    image_size: int
+    command: str
+    date: str
+    versions: str
+    processor: str
+
+
+@dataclass(frozen=True)
+class Contestant:
+    """A network and its files, by engine; accuracies likewise."""
+
+    name: str
+    network: nn.Module
+    sha256: str
+    contents: dict[str, bytes]
+    file_bytes: dict[str, int]
+    top1: dict[str, float]
+
+
+@hydra.main(config_path=CONF, config_name="benchmark", version_base="1.3")
+def main(cfg: DictConfig) -> None:
+    folder = Path(cfg.output_dir) / cfg.name
+    try:
+        data, paths = read_data(cfg), _paths(cfg)
+        engines = _engines(cfg)
+        contestants = [_prepare(path, engines, data, cfg) for path in track(paths, "Exporting")]
+    except (ValueError, FileNotFoundError) as error:
+        raise SystemExit(f"nothing was measured: {error}") from error
+    table = pd.DataFrame([asdict(row) for row in _measure(cfg, contestants, engines, data)])
+    write_atomic(folder / "benchmark.csv", table.to_csv(index=False))
+    print_table(*render(table, folder))
+    print(f"Saved {folder}/benchmark.csv, table.md and benchmark.png")
+
+
+def _paths(cfg: DictConfig) -> list[str]:
+    """Of all checkpoints, the dense network's first. Raises ValueError if there is not one dense network."""
+    paths = [path for pattern in cfg.checkpoints for path in sorted(glob.glob(pattern))]
+    dense = [path for path in paths if not _plan(path).groups]
+    if len(dense) != 1:
+        raise ValueError(f"checkpoints must name one dense network among others; got {len(dense)} in {len(paths)}")
+    return dense + [path for path in paths if path not in dense]
+
+
+def _engines(cfg: DictConfig) -> list[str]:
+    unknown = set(cfg.engines) - set(ENGINES)
+    if unknown or not cfg.engines:
+        raise ValueError(f"engines are of {', '.join(ENGINES)}, got {list(cfg.engines)}")
+    return [engine for engine in cfg.engines if engine != "cuda" or torch.cuda.is_available()]
+
+
+def _plan(path: str) -> Plan:
+    return Plan.from_json(read_metadata(path)["plan"])
+
+
+def _prepare(path: str, engines: list[str], data: ImageData, cfg: DictConfig) -> Contestant:
+    network = load_network(path).eval().requires_grad_(False)
+    contents = {"onnx": to_onnx(network, torch.rand(2, *data.input_size))}
+    if "int8" in engines:
+        contents["int8"] = to_int8(contents["onnx"], data.calibration_batches(cfg.calibration_images, cfg.seed))
+    sizes = {engine: len(content) for engine, content in contents.items()} | {"torch": Path(path).stat().st_size}
+    top1 = {engine: _top1(_session(content, torch.get_num_threads()), data) for engine, content in contents.items()}
+    return Contestant(_name(_plan(path)), network, read_metadata(path)["sha256"], contents, sizes, top1)
+
+
+def _name(plan: Plan) -> str:
+    """What made a network, in the words of the tables."""
+    made = plan.settings
+    if not plan.groups:
+        return "dense"
+    factors = {"params": made.get("params"), "flops": made.get("flops")}
+    budget = ", ".join(f"{factor:g} times fewer {what}" for what, factor in factors.items() if factor)
+    if made.get("method") == "budget":
+        return f"ours, {budget}"
+    return f"{label({'hid': 'decompose', **made})}, rank_rate {made.get('rank_rate', 0):g}"
+
+
+def _top1(run: Callable[[Tensor], Any], data: ImageData) -> float:
+    accuracy = MulticlassAccuracy(data.num_classes, average="micro")
+    for batch in data.val_dataloader():
+        images, labels = data.on_after_batch_transfer(batch, 0)
+        accuracy.update(torch.from_numpy(run(images)[0]), labels)
+    return 100 * float(accuracy.compute())
+
+
+def _session(content: bytes, threads: int) -> Callable[[Tensor], Any]:
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+    return lambda images: session.run(None, {"images": images.numpy()})
+
+
+def _runner(engine: str, contestant: Contestant, images: Tensor, threads: int) -> Callable[[Tensor], Any]:
+    """What computes the network's outputs in an engine."""
+    if engine in _ONNX:
+        return _session(contestant.contents[engine], threads)
+    if engine == "prepared":
+        return prepare_for_inference(contestant.network, images).model
+    if engine == "compile":
+        return torch.compile(contestant.network.to(memory_format=torch.contiguous_format))
+    memory_format = torch.contiguous_format if engine == "eager" else torch.channels_last
+    return contestant.network.to(images.device).to(memory_format=memory_format)
+
+
+def _measure(
+    cfg: DictConfig, contestants: list[Contestant], engines: list[str], data: ImageData
+) -> Iterator[BenchmarkRow]:
+    """One after the other, the networks of an engine side by side."""
+    facts = {"command": f"python -m jointsvd.benchmark {' '.join(HydraConfig.get().overrides.task)}".strip()}
+    facts |= environment(torch.device("cpu"))
+    facts["versions"] += f" onnxruntime={onnxruntime.__version__}"
+    every = torch.get_num_threads()
+    cells = [(e, b, t or every) for b in cfg.batch_sizes for t in dict.fromkeys(cfg.threads) for e in engines]
+    cells = [cell for cell in dict.fromkeys(cells) for _ in contestants]
+    for (engine, batch_size, threads), contestant in track(
+        list(zip(cells, contestants * (len(cells) // len(contestants)), strict=True)), "Measuring"
+    ):
+        torch.set_num_threads(threads)
+        device = torch.device("cuda" if engine == "cuda" else "cpu")
+        images = torch.rand(batch_size, *data.input_size, device=device)
+        found = latency(_runner(engine, contestant, images, threads), images, threads=threads)
+        torch.set_num_threads(every)
+        contestant.network.cpu()
+        file = engine if engine in _ONNX else "torch"
+        yield BenchmarkRow(
+            network=contestant.name,
+            engine=engine,
+            batch_size=batch_size,
+            threads=threads,
+            milliseconds=found.median,
+            milliseconds_iqr=found.iqr,
+            passes=found.passes,
+            file_bytes=contestant.file_bytes[file],
+            top1=contestant.top1["int8" if engine == "int8" else "onnx"],
+            num_parameters=num_parameters(contestant.network),
+            flops=num_flops(contestant.network, data.input_size),
+            sha256=contestant.sha256,
+            data=HydraConfig.get().runtime.choices["data"],
+            image_size=data.image_size,
+            **facts,
+        )
+
+
+if __name__ == "__main__":
+    main()

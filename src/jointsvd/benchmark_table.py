@@ -1,0 +1,76 @@
+"""Rows of the benchmark as a readable table and a picture."""
+
+from io import BytesIO
+from pathlib import Path
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+from jointsvd.files import write_atomic
+
+
+def render(rows: pd.DataFrame, folder: Path) -> tuple[pd.DataFrame, str]:
+    """Write table.md and benchmark.png of `rows` to `folder`; returns the table and the sentence below it."""
+    table, note = readable(rows), conditions(rows)
+    write_atomic(folder / "table.md", f"{table.to_markdown(index=False, disable_numparse=True)}\n\n{note}\n")
+    image = BytesIO()
+    picture(rows).savefig(image, format="png", dpi=150)
+    write_atomic(folder / "benchmark.png", image.getvalue())
+    return table, note
+
+
+def readable(rows: pd.DataFrame) -> pd.DataFrame:
+    """Each network beside the dense one in the same engine, batch and threads. "FLOPs realised": how many times faster
+    over how many times fewer FLOPs."""
+    cell = ["engine", "batch_size", "threads"]
+    joined = rows.merge(rows[rows["network"] == "dense"], on=cell, suffixes=("", "_dense"))
+    lines = []
+    for row in joined.to_dict("records"):
+        faster, fewer = (row[f"{what}_dense"] / row[what] for what in ("milliseconds", "flops"))
+        lines.append(
+            {
+                "network": row["network"],
+                "engine": row["engine"],
+                "batch": row["batch_size"],
+                "threads": row["threads"],
+                "CF": f"{row['num_parameters_dense'] / row['num_parameters']:.2f}",
+                "file, MB": f"{row['file_bytes'] / 1e6:.2f}",
+                "top-1 %": f"{row['top1']:.2f}",
+                "ms (median ± IQR)": f"{row['milliseconds']:.2f} ± {row['milliseconds_iqr']:.2f}",
+                "times faster": f"{faster:.2f}",
+                "times fewer FLOPs": f"{fewer:.2f}",
+                "FLOPs realised": "" if row["network"] == "dense" else f"{faster / fewer:.2f}",
+            }
+        )
+    return pd.DataFrame(lines)
+
+
+def conditions(rows: pd.DataFrame) -> str:
+    """What the numbers were measured under."""
+    first = rows.iloc[0]
+    return (
+        f"{first['data']}, {first['image_size']} pixels a side, top-1 on the whole test set. Float32 but for int8; "
+        f"median of {rows['passes'].min()} to {rows['passes'].max()} passes, in one process. "
+        f"{first['processor'].split(',')[0]}, {first['versions']}, {first['date'][:10]}."
+    )
+
+
+def picture(rows: pd.DataFrame) -> Figure:
+    """Accuracy against latency at the smallest batch and fewest threads; a bubble's area goes with the file's size."""
+    small = rows[(rows["batch_size"] == rows["batch_size"].min()) & (rows["threads"] == rows["threads"].min())]
+    figure = Figure(figsize=(9, 5), layout="constrained")
+    axes = figure.subplots()
+    for index, (network, lines) in enumerate(small.groupby("network", sort=False)):
+        areas = 2000 * lines["file_bytes"] / rows["file_bytes"].max() + 8
+        axes.scatter(lines["milliseconds"], lines["top1"], s=areas, color=f"C{index}", alpha=0.6, label=network)
+        for row in lines.to_dict("records"):
+            place = (row["milliseconds"], row["top1"])
+            axes.annotate(row["engine"], place, (0, 7), textcoords="offset points", fontsize=6, ha="center")
+    axes.set(xscale="log", xlabel="milliseconds of a batch", ylabel="top-1 accuracy, %")
+    axes.set_title(f"batch {small['batch_size'].iloc[0]}, {small['threads'].iloc[0]} thread(s)", fontsize="medium")
+    axes.grid(alpha=0.3, which="both")
+    axes.spines[["top", "right"]].set_visible(False)
+    legend = figure.legend(loc="outside right upper", frameon=False, fontsize="small")
+    for handle in legend.legend_handles:
+        handle.set_sizes([40])  # type: ignore[union-attr]
+    return figure
