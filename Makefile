@@ -17,10 +17,12 @@ RECIPE_imagenet := paper_imagenet
 RECIPE_imagefolder := paper_imagenet
 
 PY := .venv/bin/python
+DIGITS := outputs/resnet34-digits-short
+BENCHMARKED := 'checkpoints=[$(DIGITS)/dense-s0-*/network.safetensors,$(DIGITS)/*-r0.04-*s0-*/network.safetensors,outputs/compressed-resnet34-digits/*-s0-*/network.safetensors]'
 # what is not given stays as the experiment has it
 GIVEN = $(if $(DATA),data=$(DATA)) $(if $(RECIPE),recipe=$(RECIPE)) $(if $(SEEDS),'seed=range($(SEEDS))') logger=$(LOGGER) launcher=$(LAUNCHER) $(ARGS)
 
-.PHONY: help install test test-slow lint reproduce-resnet34 compress-resnet34 reproduce-figure6 sweep-ranks tables speed clean
+.PHONY: help install test test-slow lint reproduce-resnet34 compress-resnet34 reproduce-figure6 sweep-ranks tables speed benchmark clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -64,6 +66,10 @@ baseline-%: .venv/installed ## the dense network alone, for example baseline-res
 
 sweep-ranks: .venv/installed ## METHODS at each of RATES
 	$(PY) -m jointsvd.train -m method=$(METHODS) method.rank_rate=$(RATES) $(GIVEN)
+
+benchmark: .venv/installed ## networks of the two jobs above side by side, in several engines; trains those that are missing
+	$(MAKE) reproduce-resnet34 compress-resnet34 DATA=digits SEEDS=1
+	$(PY) -m jointsvd.benchmark $(BENCHMARKED) data=digits $(ARGS)
 
 tables: .venv/installed ## experiments/RESULTS.md and the pictures, from the committed rows
 	$(PY) -m jointsvd.committed
