@@ -1,7 +1,7 @@
 """Where a training step's time goes: dense and decomposed ResNet-34, batches of 128 images of 28 x 28.
 
 python experiments/speed/step.py [--steps 8]
-Prints seconds of a step, how many times fewer than the dense network's, beside the FLOPs, and the share of each operation.
+Prints seconds of a step beside those of the dense network, likewise FLOPs, and the share of each operation.
 """
 
 import argparse
@@ -75,9 +75,8 @@ def main():
         step, flops = stepper(network), num_flops(network, SIZE)
         time_of = seconds(step, steps)
         base = base or (time_of, flops)
-        print(
-            f"{name:12} {time_of:.3f} s a step, {base[0] / time_of:.2f} times faster, {base[1] / flops:.2f} times fewer FLOPs"
-        )
+        faster, fewer = base[0] / time_of, base[1] / flops
+        print(f"{name:12} {time_of:.3f} s a step, {faster:.2f} times faster, {fewer:.2f} times fewer FLOPs")
         for share, operation, shapes in shares(step):
             print(f"    {share:4.1f} % {operation} {shapes}")
 
