@@ -8,6 +8,7 @@ from jointsvd.decompose import bijsvd, ljsvd, rjsvd, truncated_svd
 from jointsvd.files import load_compressed, save_compressed
 from jointsvd.groups import find_groups
 from jointsvd.inference import Prepared, prepare_for_inference
+from jointsvd.layer_times import LayerTimes, measure_layer_times
 from jointsvd.plan import Group, Plan, TuckerGroup
 from jointsvd.refit import refit
 from jointsvd.rules import plan_compression
@@ -18,6 +19,7 @@ __version__ = "0.1.0"
 __all__ = [
     "Compressed",
     "Group",
+    "LayerTimes",
     "Plan",
     "Prepared",
     "Statistics",
@@ -32,6 +34,7 @@ __all__ = [
     "find_groups",
     "ljsvd",
     "load_compressed",
+    "measure_layer_times",
     "num_flops",
     "num_parameters",
     "plan_compression",

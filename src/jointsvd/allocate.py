@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from jointsvd.calibrate import Statistics
 from jointsvd.cost import Positions, num_parameters, usage
+from jointsvd.layer_times import LayerTimes
 from jointsvd.layers import is_matrix, unfold
 from jointsvd.options import Choice, Cost, Layer, Option, alone, cheapest, fits, total
 from jointsvd.plan import Plan
@@ -29,38 +30,73 @@ def plan_for_budget(
     *,
     params: float | None = None,
     flops: float | None = None,
+    faster: float | None = None,
+    times: LayerTimes | None = None,
     share: bool = True,
     rank_multiple: int = 1,
 ) -> tuple[Plan, list[Choice]]:
-    """The plan of least predicted error with `params` times fewer parameters and `flops` times fewer FLOPs.
+    """The plan of least predicted error with `params` times fewer parameters, and `flops` times fewer FLOPs or, by the
+    measured `times`, `faster` times as fast.
 
-    FLOPs are the whole network's, an image. Both budgets hold if both are given. share: whether layers may share
-    factors. rank_multiple: ranks are multiples of it. Returns the plan and what became of every layer.
+    FLOPs are the whole network's, an image. All budgets given hold. share: whether layers may share factors.
+    rank_multiple: ranks are multiples of it. Returns the plan and what became of every layer.
 
     Raises ValueError for no budget, one below 1, or one that no plan reaches, naming the smallest network there is.
     """
-    layers = [_weighed(layer, *statistics.metric(layer.name)) for layer in _layers(model, statistics.positions)]
-    limits = _limits(model, layers, statistics.flops, params, flops, rank_multiple)
+    layers, run, factor = _running(_layers(model, statistics.positions), statistics.flops, flops, faster, times)
+    layers = [_weighed(layer, *statistics.metric(layer.name)) for layer in layers]
+    limits = _limits(model, layers, run, params, factor, rank_multiple)
     options = [alone(layer) for layer in layers]
     prices = _find_prices(options, limits, rank_multiple)
     if share:
         options = merge(options, prices, rank_multiple)
         prices = _find_prices(options, limits, rank_multiple)
     choices = _fill([cheapest(option, prices, rank_multiple) for option in options], limits, rank_multiple)
+    if not fits(total(choice.cost for choice in choices), limits):
+        raise ValueError("no plan keeps all budgets at once: relax one of them")
     settings: dict[str, Any] = {"method": "budget", "params": params, "flops": flops, "share": share}
+    if times is not None:
+        kept = run - total(layer.dense_cost for layer in layers)[1]
+        predicted = kept + total(choice.cost for choice in choices)[1]
+        settings |= {"faster": faster, "milliseconds": times.network, "predicted_milliseconds": predicted}
     settings |= {"rank_multiple": rank_multiple, "predicted_error": sum(choice.error for choice in choices)}
     return Plan(tuple(choice.group for choice in choices if choice.rank), settings), choices
 
 
 def check_budget(
-    model: nn.Module, image: Tensor, *, params: float | None = None, flops: float | None = None, rank_multiple: int = 1
+    model: nn.Module,
+    image: Tensor,
+    *,
+    params: float | None = None,
+    flops: float | None = None,
+    faster: float | None = None,
+    times: LayerTimes | None = None,
+    rank_multiple: int = 1,
 ) -> None:
     """Raises ValueError as `plan_for_budget` does, without statistics.
 
     image: (1, ...), on the model's device, which may be "meta".
     """
     positions, all_flops = usage(model, image)
-    _limits(model, _layers(model, positions), all_flops, params, flops, rank_multiple)
+    layers, run, factor = _running(_layers(model, positions), all_flops, flops, faster, times)
+    _limits(model, layers, run, params, factor, rank_multiple)
+
+
+def _running(
+    layers: list[Layer], all_flops: int, flops: float | None, faster: float | None, times: LayerTimes | None
+) -> tuple[list[Layer], float, float | None]:
+    """The layers with what it costs to run them, the whole network's cost, and by which factor it is to fall."""
+    if times is None:
+        if faster is not None:
+            raise ValueError("faster= needs times=, what measure_layer_times returns")
+        return layers, all_flops, flops
+    if flops is not None:
+        raise ValueError("give flops= or a budget of time, not both")
+    timed = []
+    for layer in layers:
+        dense, fixed, per_rank = times.layers[layer.name]
+        timed.append(replace(layer, dense_run=dense, fixed_run=fixed, rank_run=per_rank))
+    return timed, max(times.network, sum(layer.dense_run for layer in timed)), faster
 
 
 def _layers(model: nn.Module, positions: Mapping[str, Positions]) -> list[Layer]:
@@ -73,7 +109,8 @@ def _layers(model: nn.Module, positions: Mapping[str, Positions]) -> list[Layer]
         weight: Tensor = module.weight
         W, (vertical, horizontal), none = unfold(weight.detach()), positions[name], torch.empty(0)
         sides = (type(module), *weight.shape[1:3]), (type(module), weight.shape[0], *weight.shape[3:])
-        layers.append(Layer(name, W, none, none, 2 * len(W) * vertical, 2 * W.shape[1] * horizontal, *sides))
+        per_rank = 2 * len(W) * vertical + 2 * W.shape[1] * horizontal
+        layers.append(Layer(name, W, none, none, 2 * W.numel() * horizontal, 0.0, per_rank, *sides))
     return layers
 
 
@@ -86,35 +123,37 @@ def _weighed(layer: Layer, C: Tensor, G: Tensor) -> Layer:
 
 
 def _limits(
-    model: nn.Module, layers: Sequence[Layer], all_flops: int, params: float | None, flops: float | None, multiple: int
+    model: nn.Module, layers: Sequence[Layer], run: float, params: float | None, factor: float | None, multiple: int
 ) -> Cost:
     """What `layers` may cost for the network to keep its budgets. Raises ValueError if nothing keeps them."""
-    if (params is None and flops is None) or not all(budget is None or budget >= 1 for budget in (params, flops)):
-        raise ValueError(f"give params=, flops= or both, as factors of 1 or more; got {params}, {flops}")
+    if (params is None and factor is None) or not all(budget is None or budget >= 1 for budget in (params, factor)):
+        raise ValueError(f"give budgets as factors of 1 or more; got params={params}, FLOPs or time {factor}")
     if multiple < 1:
         raise ValueError(f"rank_multiple must be 1 or more, got {multiple}")
     if not layers:
         raise ValueError("the network has no Conv2d or Linear that runs and can be factored")
     dense = total(layer.dense_cost for layer in layers)
     smallest = total(_smallest_cost(layer, multiple) for layer in layers)
-    kept = (num_parameters(model) - dense[0], all_flops - dense[1])  # biases, norms and what cannot be factored
+    kept = (num_parameters(model) - dense[0], run - dense[1])  # biases, norms and what cannot be factored
 
     def limit(axis: int, budget: float | None) -> float:
         return (dense[axis] + kept[axis]) / budget - kept[axis] if budget else inf
 
-    limits = limit(0, params), limit(1, flops)
+    limits = limit(0, params), limit(1, factor)
     if not fits(smallest, limits):
         factors = [(cost + rest) / (least + rest) for cost, least, rest in zip(dense, smallest, kept, strict=True)]
         raise ValueError(
             f"no plan reaches this budget: at rank {multiple} in all {len(layers)} layers that can be factored, the "
-            f"network has {factors[1]:.4g} times fewer FLOPs and {factors[0]:.4g} times fewer parameters"
+            f"network has {factors[0]:.4g} times fewer parameters, {factors[1]:.4g} times fewer FLOPs or milliseconds"
         )
     return limits
 
 
 def _smallest_cost(layer: Layer, multiple: int) -> Cost:
+    """Of each kind by itself."""
     option = Option((layer,), "alone", torch.empty(min(layer.W.shape)))
-    return Choice(option, multiple if option.largest_rank(multiple) else 0).cost
+    choices = [Choice(option, 0), *([Choice(option, multiple)] if option.largest_rank(multiple) else [])]
+    return min(choice.cost[0] for choice in choices), min(choice.cost[1] for choice in choices)
 
 
 def _find_prices(options: Sequence[Option], limits: Cost, multiple: int) -> Cost:

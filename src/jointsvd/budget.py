@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from jointsvd.allocate import check_budget, plan_for_budget
 from jointsvd.calibrate import Loader, Statistics, collect_statistics, recalibrate_batchnorm, run_batches
 from jointsvd.cost import num_parameters
+from jointsvd.layer_times import measure_layer_times
 from jointsvd.layers import FactorPair, unfold
 from jointsvd.options import Choice
 from jointsvd.plan import Plan
@@ -40,12 +41,17 @@ def compress(
     params: float | None = None,
     flops: float | None = None,
     bytes: float | None = None,
+    faster: float | None = None,
+    latency_ms: float | None = None,
     share: bool = True,
     refit: bool = True,
     rank_multiple: int = 1,
 ) -> Compressed:
-    """A copy of `model` with `params` times fewer parameters, `flops` times fewer FLOPs and `bytes` times smaller, as
-    given; `model` stays as it was.
+    """A copy of `model` with `params` times fewer parameters, `flops` times fewer FLOPs, `bytes` times smaller,
+    `faster` times as fast or with a forward pass of one image in `latency_ms`, as given; `model` stays as it was.
+
+    Time is that of PyTorch on the model's device now, from layers that are measured first (`measure_layer_times`); it
+    and FLOPs exclude each other.
 
     calibration: some hundred images as batches, or as tuples whose first item is one; labels are not used. The ranks of
     all convs and linear layers, and which of them share a factor, are chosen to change the network's output least;
@@ -58,12 +64,16 @@ def compress(
         all_images(loader)
     params = params_for_bytes(model, params, bytes)
     image = next(run_batches(model, loader))[0][:1]
-    check_budget(model, image, params=params, flops=flops, rank_multiple=rank_multiple)
+    times = measure_layer_times(model, image) if faster or latency_ms else None
+    if times and latency_ms:
+        faster = max(faster or 1.0, times.network / latency_ms)
+    running: dict[str, Any] = {"flops": flops, "faster": faster, "times": times}
+    check_budget(model, image, params=params, rank_multiple=rank_multiple, **running)
     _log.info("Measuring what the layers do on the calibration images")
     statistics = collect_statistics(model, loader)
     _log.info("Choosing ranks and shared factors of %d layers", len(statistics.inputs))
     plan, choices = plan_for_budget(
-        model, statistics, params=params, flops=flops, share=share, rank_multiple=rank_multiple
+        model, statistics, params=params, share=share, rank_multiple=rank_multiple, **running
     )
     _log.info("Decomposing %d layers", sum(len(group.members) for group in plan.groups))
     compressed = compress_model(model, plan, statistics=statistics)
@@ -94,6 +104,11 @@ def params_for_bytes(model: nn.Module, params: float | None, bytes: float | None
 
 def _line(choice: Choice, model: nn.Module, compressed: nn.Module, statistics: Statistics) -> dict[str, Any]:
     layers, before, after = choice.option.layers, choice.option.dense_cost, choice.cost
+    dense_flops = flops = 0.0
+    for layer in layers:
+        (rows, cols), (vertical, horizontal) = layer.W.shape, statistics.positions[layer.name]
+        dense_flops += 2 * rows * cols * horizontal
+        flops += 2 * choice.rank * (rows * vertical + cols * horizontal)
     reached = 0.0
     if choice.rank:
         pairs = [cast(FactorPair, compressed.get_submodule(layer.name)) for layer in layers]
@@ -107,8 +122,8 @@ def _line(choice: Choice, model: nn.Module, compressed: nn.Module, statistics: S
         "largest_rank": choice.option.largest_rank(1),
         "parameters": int(after[0]),
         "dense_parameters": int(before[0]),
-        "flops": int(after[1]),
-        "dense_flops": int(before[1]),
+        "flops": int(flops if choice.rank else dense_flops),
+        "dense_flops": int(dense_flops),
         "predicted_error": choice.error,
         "reached_error": reached,
     }

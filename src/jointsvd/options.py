@@ -11,28 +11,29 @@ from jointsvd.plan import Group
 from jointsvd.weighted import roots, times
 
 Kind = Literal["alone", "left", "right"]
-Cost = tuple[float, float]  # parameters, FLOPs of an image; prices and limits come in the same pairs
+Cost = tuple[float, float]  # parameters, and FLOPs of an image or milliseconds; prices and limits come in such pairs
 
 
 @dataclass(frozen=True, eq=False)
 class Layer:
     """A layer as the planner sees it: its matrix W (rows, cols), the metrics C (rows, rows) and G (O, O) of its error
-    (G for each of the cols / O columns of the kernel), the FLOPs of a column of U and of a row of V, and what another
-    layer must agree on to share U (left) or V (right). The scale of the metrics is in W: their mean eigenvalues are 1,
-    so that those of several layers can be averaged."""
+    (G for each of the cols / O columns of the kernel), what it costs to run, dense and as factors (fixed, and for each
+    rank), and what another layer must agree on to share U (left) or V (right). The scale of the metrics is in W: their
+    mean eigenvalues are 1, so that those of several layers can be averaged."""
 
     name: str
     W: Tensor
     C: Tensor
     G: Tensor
-    u_flops: float
-    v_flops: float
+    dense_run: float
+    fixed_run: float
+    rank_run: float
     left_side: tuple[Any, ...]
     right_side: tuple[Any, ...]
 
     @property
     def dense_cost(self) -> Cost:
-        return self.W.numel(), len(self.W) * self.v_flops
+        return self.W.numel(), self.dense_run
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,7 +51,7 @@ class Option:
         """Of one more rank."""
         rows, cols = ([layer.W.shape[side] for layer in self.layers] for side in (0, 1))
         params = (rows[0] if self.kind == "left" else sum(rows)) + (cols[0] if self.kind == "right" else sum(cols))
-        return params, sum(layer.u_flops + layer.v_flops for layer in self.layers)
+        return params, sum(layer.rank_run for layer in self.layers)
 
     @property
     def dense_cost(self) -> Cost:
@@ -71,8 +72,9 @@ class Choice:
 
     @property
     def cost(self) -> Cost:
-        params, flops = self.option.rank_cost
-        return (params * self.rank, flops * self.rank) if self.rank else self.option.dense_cost
+        params, run = self.option.rank_cost
+        fixed = sum(layer.fixed_run for layer in self.option.layers)
+        return (params * self.rank, fixed + run * self.rank) if self.rank else self.option.dense_cost
 
     @property
     def error(self) -> float:

@@ -171,7 +171,7 @@ class Settings:
         if not self.compresses:
             return [*model, method.name]
         if self.plan is None:
-            budgets = {key: self.method[key] for key in ("params", "flops", "bytes")}
+            budgets = {key: self.method[key] for key in ("params", "flops", "bytes", "faster", "latency_ms")}
             return [*model, method.name, *(f"{key}{factor:g}" for key, factor in budgets.items() if factor)]
         share = [f"p{method.left_share:g}"] if "left_share" in method else []
         return [*model, method.name, f"r{method.rank_rate:g}", *share]
@@ -180,14 +180,17 @@ class Settings:
 def _check_budget(cfg: DictConfig, dense: nn.Module, input_size: tuple[int, int, int]) -> None:
     """Raises ValueError for a budget that says nothing or that no plan of `dense` (on the meta device) reaches."""
     budget = cfg.budget
-    budgets = [budget[key] for key in ("params", "flops", "bytes")]
-    if not any(budgets) or any(budget is not None and budget < 1 for budget in budgets):
-        raise ValueError(f"give budget.params, .flops or .bytes, as factors of 1 or more; got {budgets}")
+    budgets = [budget[key] for key in ("params", "flops", "bytes", "faster")]
+    if not any([*budgets, budget.latency_ms]) or any(budget is not None and budget < 1 for budget in budgets):
+        raise ValueError(f"give budget.params, .flops, .bytes or .faster, as factors of 1 or more; got {budgets}")
     if cfg.from_scratch or not cfg.calibration_images:
         raise ValueError("a budget is planned on a trained network and calibration_images (512, say)")
     params = params_for_bytes(dense, budget.params, budget.bytes)
     image = torch.empty(1, *input_size, device="meta")
-    check_budget(dense, image, params=params, flops=budget.flops, rank_multiple=budget.rank_multiple)
+    if budget.flops and (budget.faster or budget.latency_ms):
+        raise ValueError("give budget.flops or a budget of time, not both")
+    if params or budget.flops:  # times are measured on the trained network
+        check_budget(dense, image, params=params, flops=budget.flops, rank_multiple=budget.rank_multiple)
 
 
 def _values(schedule: Schedule) -> dict[str, Any]:
