@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from jointsvd import ljsvd, rjsvd
-from jointsvd.weighted import objective, weighted_bijsvd, weighted_ljsvd, weighted_rjsvd
+from jointsvd.weighted import balanced, objective, weighted_bijsvd, weighted_ljsvd, weighted_rjsvd
 
 
 def moment(size, rank=None):
@@ -112,3 +112,16 @@ def test_bad_input():
     ]:
         with pytest.raises(ValueError, match=message):
             call()
+
+
+@pytest.mark.parametrize("num", [1, 3])
+def test_factors_are_balanced(num):
+    Ws, Cs, Gs = example(num=num)
+    U, Vs = weighted_ljsvd(Ws, Cs, Gs, 4)
+    torch.testing.assert_close(U.T @ U, sum(V @ V.T for V in Vs), atol=1e-8, rtol=1e-8)
+    Us, V = weighted_rjsvd(Ws, Cs, Gs, 4)
+    torch.testing.assert_close(V @ V.T, sum(U.T @ U for U in Us), atol=1e-8, rtol=1e-8)
+    unbalanced = torch.randn(4, 4, dtype=torch.float64)
+    again, others = balanced(U @ unbalanced, [torch.linalg.solve(unbalanced, V) for V in Vs])
+    for one, other in zip(Vs, others, strict=True):
+        torch.testing.assert_close(again @ other, U @ one)

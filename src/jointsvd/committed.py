@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from jointsvd import latency
+from jointsvd import benchmark_table, latency
 from jointsvd.files import write_atomic
 from jointsvd.report import render
 
@@ -46,6 +46,8 @@ def main() -> None:
         render(read(path.parent), path.parent)
     for path in sorted(EXPERIMENTS.glob("*/latency.csv")):
         latency.render(pd.read_csv(path), path.parent)
+    for path in sorted(EXPERIMENTS.glob("*/benchmark.csv")):
+        benchmark_table.render(pd.read_csv(path), path.parent)
     write_atomic(EXPERIMENTS / "RESULTS.md", results())
     print(f"Saved {EXPERIMENTS}/RESULTS.md, and table.md and picture of each experiment")
 

@@ -21,7 +21,7 @@ from jointsvd.calibrate import Loader, Statistics, images_of, measured_again, ru
 from jointsvd.layers import FactorPair, MatrixLayer, fold, is_matrix, unfold
 from jointsvd.plan import Group, Plan
 from jointsvd.surgery import check_structure, replace
-from jointsvd.weighted import times, weighted_ljsvd, with_ridge
+from jointsvd.weighted import balanced, times, weighted_ljsvd, with_ridge
 
 Fit = Callable[[Tensor, Tensor, Tensor], None]  # of a dense input, a compressed input and the dense outputs
 _CHUNK = 64  # images whose strips are in memory at a time
@@ -51,6 +51,10 @@ def refit(model: nn.Module, compressed: nn.Module, plan: Plan, statistics: Stati
             for few, expected in run_batches(model, [images[:2]]):
                 if not torch.allclose(outputs[: len(few)], expected, rtol=1e-2, atol=1e-2):
                     raise ValueError("images of a batch affect each other in this network: compress with refit=False")
+    for group in plan.groups:
+        pairs = [compressed.get_submodule(name) for name in group.members]
+        if isinstance(group, Group) and all(isinstance(pair, FactorPair) for pair in pairs):
+            _balance(cast(list[FactorPair], pairs), group)
     return compressed
 
 
@@ -138,6 +142,21 @@ def _solve(C: Tensor, cross: Tensor, start: Tensor) -> Tensor:
     """``C^-1 cross``, drawn towards `start` where C has nothing to say."""
     ridged = with_ridge(C)
     return torch.linalg.solve(ridged, cross + (ridged - C) @ start)
+
+
+def _balance(pairs: list[FactorPair], group: Group) -> None:
+    """Give the factors of a group equal singular values; what they compute stays."""
+    if group.left_rank:
+        U, Vs = balanced(unfold(pairs[0].u.weight).double(), [unfold(pair.v.weight).double() for pair in pairs])
+        Us = [U] * len(pairs)
+    else:
+        V, transposed = balanced(
+            unfold(pairs[0].v.weight).double().T, [unfold(pair.u.weight).double().T for pair in pairs]
+        )
+        Us, Vs = [U.T for U in transposed], [V.T] * len(pairs)
+    for pair, U, V in zip(pairs, Us, Vs, strict=True):
+        _set(pair.u, U)
+        _set(pair.v, V)
 
 
 def _set(layer: MatrixLayer, W: Tensor) -> None:

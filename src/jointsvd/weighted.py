@@ -40,7 +40,8 @@ def weighted_ljsvd(
     ``C^1/2 W G^1/2``. Else that of the mean C, all scaled alike, is the start, and V_n by least squares and U by
     conjugate gradients take turns until the objective settles.
 
-    Ws: N matrices (rows, cols_n). Returns U (rows, rank) and V_n (rank, cols_n). Raises ValueError as `weighted_rjsvd`.
+    Ws: N matrices (rows, cols_n). Returns U (rows, rank) and V_n (rank, cols_n), `balanced`. Raises ValueError as
+    `weighted_rjsvd`.
     """
     doubles, Cs, Gs = _checked(Ws, Cs, Gs)
     if not 1 <= rank <= len(doubles[0]):
@@ -50,6 +51,7 @@ def weighted_ljsvd(
     pairs = [roots(G * scale) for G, scale in zip(Gs, scales, strict=True)]
     U, Ys = _fit_left([times(root, W.T).T for W, (root, _) in zip(doubles, pairs, strict=True)], Cs, rank)
     Vs = [times(inverse_root, Y.T).T for Y, (_, inverse_root) in zip(Ys, pairs, strict=True)]
+    U, Vs = balanced(U, Vs)
     return _like(U, Ws[0]), [_like(V, Ws[0]) for V in Vs]
 
 
@@ -89,6 +91,19 @@ def objective(
         D = (W - A).detach().double()
         total += float((times(C.double(), D) * times(G.double(), D.T).T).sum())
     return total
+
+
+def balanced(U: Tensor, Vs: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
+    """The same products ``U V_n`` from factors of equal singular values, ``U^T U = sum_n V_n V_n^T``: of all gauges the
+    one of least norm, from which gradient descent does not blow one factor up through a large other one."""
+    if U.shape[1] > min(len(U), sum(V.shape[1] for V in Vs)):
+        return U, list(Vs)  # more ranks than there can be
+    Q_u, R_u = torch.linalg.qr(U)
+    Q_v, R_v = torch.linalg.qr(torch.cat(list(Vs), 1).T)
+    A, values, B = torch.linalg.svd(R_u @ R_v.T)
+    root = values.sqrt()
+    V = (Q_v @ B.T * root).T
+    return Q_u @ A * root, list(V.split([V_n.shape[1] for V_n in Vs], 1))
 
 
 def times(M: Tensor, X: Tensor) -> Tensor:
