@@ -18,7 +18,10 @@ RECIPE_imagefolder := paper_imagenet
 
 PY := .venv/bin/python
 DIGITS := outputs/resnet34-digits-short
-BENCHMARKED := 'checkpoints=[$(DIGITS)/dense-s0-*/network.safetensors,$(DIGITS)/*-r0.04-*s0-*/network.safetensors,outputs/compressed-resnet34-digits/*-s0-*/network.safetensors]'
+FILE := s0-*/network.safetensors
+BENCHMARKED := {dense:$(DIGITS)/dense-$(FILE),SVD:$(DIGITS)/svd-r0.04-$(FILE),RJSVD-1:$(DIGITS)/rjsvd1-r0.04-$(FILE),$\
+LJSVD:$(DIGITS)/ljsvd-r0.04-$(FILE),Bi-JSVD_0.5:$(DIGITS)/bijsvd-r0.04-p0.5-$(FILE),$\
+ours:outputs/compressed-resnet34-digits/budget-params22-$(FILE)}
 # what is not given stays as the experiment has it
 GIVEN = $(if $(DATA),data=$(DATA)) $(if $(RECIPE),recipe=$(RECIPE)) $(if $(SEEDS),'seed=range($(SEEDS))') logger=$(LOGGER) launcher=$(LAUNCHER) $(ARGS)
 
@@ -68,8 +71,8 @@ sweep-ranks: .venv/installed ## METHODS at each of RATES
 	$(PY) -m jointsvd.train -m method=$(METHODS) method.rank_rate=$(RATES) $(GIVEN)
 
 benchmark: .venv/installed ## networks of the two jobs above side by side, in several engines; trains those that are missing
-	$(MAKE) reproduce-resnet34 compress-resnet34 DATA=digits SEEDS=1
-	$(PY) -m jointsvd.benchmark $(BENCHMARKED) data=digits $(ARGS)
+	$(MAKE) reproduce-resnet34 compress-resnet34 DATA=digits RECIPE=short SEEDS=1 ARGS=
+	$(PY) -m jointsvd.benchmark 'checkpoints=$(BENCHMARKED)' data=digits $(ARGS)
 
 tables: .venv/installed ## experiments/RESULTS.md and the pictures, from the committed rows
 	$(PY) -m jointsvd.committed

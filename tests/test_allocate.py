@@ -9,7 +9,7 @@ from torch import nn
 from jointsvd import num_flops, num_parameters
 from jointsvd.allocate import plan_for_budget
 from jointsvd.budget import compress
-from jointsvd.calibrate import collect_statistics
+from jointsvd.calibrate import collect_statistics, recalibrate_batchnorm
 from jointsvd.models import build_model
 from jointsvd.options import Choice
 from jointsvd.surgery import check_structure, compress_model
@@ -20,7 +20,11 @@ IMAGES = [torch.randn(16, 3, 16, 16)]
 @pytest.fixture(scope="module")
 def model():
     torch.manual_seed(0)
-    return build_model("resnet20", num_classes=10).eval()
+    network = build_model("resnet20", num_classes=10).eval()
+    for norm in network.modules():
+        if isinstance(norm, nn.BatchNorm2d):
+            nn.init.uniform_(norm.weight, 0.5, 1)  # timm begins with residual branches that do nothing
+    return recalibrate_batchnorm(network, IMAGES)
 
 
 @pytest.fixture(scope="module")
@@ -84,6 +88,22 @@ def test_layers_that_are_equal_share():
     assert any(len(group.members) > 1 for group in shared.groups)
     alone, _ = plan_for_budget(model, statistics, params=5, share=False)
     assert shared.settings["predicted_error"] < alone.settings["predicted_error"]
+
+
+def test_a_layer_that_changes_nothing_is_the_first_to_go():
+    class Idle(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.work, self.idle, self.head = nn.Linear(12, 12), nn.Linear(12, 12), nn.Linear(12, 5)
+
+        def forward(self, x):
+            y = self.work(x).relu()
+            return self.head(y + 0 * self.idle(y))
+
+    model = Idle().eval()
+    plan, _ = plan_for_budget(model, collect_statistics(model, [torch.randn(64, 12)]), params=1.4, share=False)
+    assert [group.members for group in plan.groups] == [("idle",)]
+    assert plan.groups[0].right_rank == 1
 
 
 @pytest.mark.parametrize(

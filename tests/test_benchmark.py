@@ -39,16 +39,17 @@ def test_every_engine(tmp_path):
     save_compressed(tmp_path / "b.safetensors", dense, Plan(), metadata=header)
     options = [f"output_dir={tmp_path}", "batch_sizes=[1]", "threads=[1]"]
     engines = "engines=[eager,channels_last,compile,prepared,onnx,int8]"
-    result = run(f"checkpoints=[{tmp_path}/*.safetensors]", engines, *options)
+    result = run(f"checkpoints={{dense:{tmp_path}/b.safe*,LJSVD-4:{tmp_path}/a.safetensors}}", engines, *options)
     assert result.returncode == 0, result.stderr
     rows = pd.read_csv(tmp_path / "benchmark-digits" / "benchmark.csv")
     assert sorted(rows["engine"].unique()) == ["channels_last", "compile", "eager", "int8", "onnx", "prepared"]
-    assert list(rows["network"].unique()) == ["dense", "LJSVD, rank_rate 0.2"]
+    assert list(rows["network"].unique()) == ["dense", "LJSVD-4"]
     assert (rows["milliseconds"] > 0).all()
     assert rows[rows["network"] == "dense"]["num_parameters"].unique() == num_parameters(dense)
     sizes = rows.set_index(["network", "engine"])["file_bytes"]
     assert sizes["dense", "int8"] < 0.35 * sizes["dense", "onnx"]
     assert {"table.md", "benchmark.png"} <= {path.name for path in (tmp_path / "benchmark-digits").iterdir()}
-    result = run(f"checkpoints=[{tmp_path}/a.safetensors]", *options)
-    assert result.returncode == 1
-    assert "one dense network" in result.stderr
+    for wrong, message in (("{small:a*}", "one called dense"), ("{dense:*.safetensors}", "must be one file")):
+        result = run(f"checkpoints={wrong}".replace(":", f":{tmp_path}/"), *options)
+        assert result.returncode == 1
+        assert message in result.stderr

@@ -120,3 +120,23 @@ def test_bad_input():
         prepare_for_inference(model, IMAGES.to("meta"))
     with pytest.raises(ValueError, match="cannot run on"):
         prepare_for_inference(model, IMAGES[:, :1])
+
+
+def test_norms_are_folded_only_where_that_changes_nothing():
+    class Tricky(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.norm = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)
+
+        def forward(self, x):
+            return self.norm(self.conv(x)) + nn.functional.conv2d(x, self.conv.weight)  # the weight is read again
+
+    model = trained_like(Tricky())
+    prepared = prepare_for_inference(model, IMAGES, passes=3)
+    same(model, prepared.model)
+    assert isinstance(prepared.model.norm, nn.BatchNorm2d)
+
+
+def test_the_report_names_layers_not_their_branches():
+    prepared = prepare_for_inference(network("bijsvd"), IMAGES, passes=3)
+    assert all(line["layer"].count(".") == 2 for line in prepared.report)

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from jointsvd import paper
 from jointsvd.report import picture, report
 from jointsvd.results import Row, collect, summarize
-from jointsvd.table import conditions, readable
+from jointsvd.table import conditions, readable, schedule_words
 
 
 def make_row(**changes):
@@ -146,3 +146,14 @@ def test_the_picture_has_a_line_a_method_and_the_dense_network_dashed():
     assert set(labels) == {"SVD", "LJSVD", "Bi-JSVD_0.3", "dense (control)"}
     dashed = [line for line in figure.axes[0].lines if line.get_linestyle() == "--"]
     assert [line.get_ydata()[0] for line in dashed] == [96.0]
+
+
+def test_schedules_are_told_apart_in_few_words():
+    plain, gentle = "1 epoch of 12,000 images, batch 128, SGD lr 0.02, one cycle", "60 epochs, batch 128"
+    assert schedule_words([plain, gentle]) == {plain: "1 epoch of 12,000 images", gentle: "60 epochs"}
+    slow = plain.replace("0.02", "0.005, EMA 0.95")
+    assert schedule_words([plain, slow, "no training"]) == {
+        plain: "1 epoch of 12,000 images, SGD lr 0.02",
+        slow: "1 epoch of 12,000 images, SGD lr 0.005, EMA 0.95",
+        "no training": "no training",
+    }

@@ -43,8 +43,12 @@ def plan_for_budget(
 
     Raises ValueError for no budget, one below 1, or one that no plan reaches, naming the smallest network there is.
     """
-    layers, run, factor = _running(_layers(model, statistics.positions), statistics.flops, flops, faster, times)
-    layers = [_weighed(layer, *statistics.metric(layer.name)) for layer in layers]
+    positions = {name: statistics.positions[name] for name in statistics.inputs}
+    layers, run, factor = _running(_layers(model, positions), statistics.flops, flops, faster, times)
+    metrics = {layer.name: statistics.metric(layer.name) for layer in layers}
+    dead = {name for name, moments in metrics.items() if not all(moment.any() for moment in moments)}
+    dead = dead if len(dead) < len(layers) else set()  # then nothing tells them apart
+    layers = [_weighed(layer, *metrics[layer.name], dead=layer.name in dead) for layer in layers]
     limits = _limits(model, layers, run, params, factor, rank_multiple)
     options = [alone(layer) for layer in layers]
     prices = _find_prices(options, limits, rank_multiple)
@@ -114,11 +118,11 @@ def _layers(model: nn.Module, positions: Mapping[str, Positions]) -> list[Layer]
     return layers
 
 
-def _weighed(layer: Layer, C: Tensor, G: Tensor) -> Layer:
-    """The layer with its metrics, their scale in W; all in float64 on the CPU."""
+def _weighed(layer: Layer, C: Tensor, G: Tensor, *, dead: bool) -> Layer:
+    """The layer with its metrics, their scale in W; all in float64 on the CPU. dead: changing it changes nothing."""
     C, G = (with_ridge(moment.double().cpu()) for moment in (C, G))
     scales = C.diagonal().mean(), G.diagonal().mean()
-    W = layer.W.double().cpu() * (scales[0] * scales[1]).sqrt()
+    W = layer.W.double().cpu() * (scales[0] * scales[1]).sqrt() * (not dead)
     return replace(layer, W=W, C=C / scales[0], G=G / scales[1])
 
 

@@ -1,6 +1,7 @@
-"""python -m jointsvd.benchmark checkpoints=[...]: saved networks in several engines: time, size, accuracy."""
+"""python -m jointsvd.benchmark checkpoints={...}: saved networks in several engines: time, size, accuracy."""
 
 import glob
+import shlex
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -23,12 +24,10 @@ from jointsvd.data import ImageData
 from jointsvd.export import to_onnx
 from jointsvd.files import read_metadata, write_atomic
 from jointsvd.inference import prepare_for_inference
-from jointsvd.plan import Plan
 from jointsvd.quantize import to_int8
 from jointsvd.report import print_table
 from jointsvd.results import environment
 from jointsvd.settings import CONF, read_data
-from jointsvd.table import label
 from jointsvd.timing import latency
 
 ENGINES = ("eager", "channels_last", "compile", "prepared", "cuda", "onnx", "int8")
@@ -37,7 +36,8 @@ _ONNX = ("onnx", "int8")
 
 @dataclass(frozen=True)
 class BenchmarkRow:
-    """A network in an engine. file_bytes: of its safetensors or ONNX file; top1: percent of the test images."""
+    """A network in an engine. file_bytes: of its safetensors or ONNX file. top1: percent of the test images, of the
+    int8 network, or of the float32 one in ONNX Runtime, whose outputs are PyTorch's within 1e-4."""
 
     network: str
     engine: str
@@ -75,24 +75,26 @@ class Contestant:
 def main(cfg: DictConfig) -> None:
     folder = Path(cfg.output_dir) / cfg.name
     try:
-        data, paths = read_data(cfg), _paths(cfg)
-        engines = _engines(cfg)
-        contestants = [_prepare(path, engines, data, cfg) for path in track(paths, "Exporting")]
-    except (ValueError, FileNotFoundError) as error:
+        engines, paths, data = _engines(cfg), _paths(cfg), read_data(cfg)
+        contestants = [_prepare(name, path, engines, data, cfg) for name, path in track(paths.items(), "Exporting")]
+    except (ValueError, FileNotFoundError, RuntimeError) as error:
         raise SystemExit(f"nothing was measured: {error}") from error
-    table = pd.DataFrame([asdict(row) for row in _measure(cfg, contestants, engines, data)])
-    write_atomic(folder / "benchmark.csv", table.to_csv(index=False))
-    print_table(*render(table, folder))
+    rows: list[dict[str, Any]] = []
+    for row in _measure(cfg, contestants, engines, data):
+        rows.append(asdict(row))
+        write_atomic(folder / "benchmark.csv", pd.DataFrame(rows).to_csv(index=False))
+    print_table(*render(pd.DataFrame(rows), folder))
     print(f"Saved {folder}/benchmark.csv, table.md and benchmark.png")
 
 
-def _paths(cfg: DictConfig) -> list[str]:
-    """Of all checkpoints, the dense network's first. Raises ValueError if there is not one dense network."""
-    paths = [path for pattern in cfg.checkpoints for path in sorted(glob.glob(pattern))]
-    dense = [path for path in paths if not _plan(path).groups]
-    if len(dense) != 1:
-        raise ValueError(f"checkpoints must name one dense network among others; got {len(dense)} in {len(paths)}")
-    return dense + [path for path in paths if path not in dense]
+def _paths(cfg: DictConfig) -> dict[str, str]:
+    """The file of each network, by name. Raises ValueError for none called dense, and patterns of not just one file."""
+    files = {str(name): glob.glob(pattern) for name, pattern in cfg.checkpoints.items()}
+    if wrong := {name: len(found) for name, found in files.items() if len(found) != 1}:
+        raise ValueError(f"each of checkpoints must be one file; found {wrong}")
+    if "dense" not in files:
+        raise ValueError(f"checkpoints must have one called dense to compare with, got {list(files)}")
+    return {"dense": files["dense"][0]} | {name: found[0] for name, found in files.items()}
 
 
 def _engines(cfg: DictConfig) -> list[str]:
@@ -102,30 +104,14 @@ def _engines(cfg: DictConfig) -> list[str]:
     return [engine for engine in cfg.engines if engine != "cuda" or torch.cuda.is_available()]
 
 
-def _plan(path: str) -> Plan:
-    return Plan.from_json(read_metadata(path)["plan"])
-
-
-def _prepare(path: str, engines: list[str], data: ImageData, cfg: DictConfig) -> Contestant:
+def _prepare(name: str, path: str, engines: list[str], data: ImageData, cfg: DictConfig) -> Contestant:
     network = load_network(path).eval().requires_grad_(False)
     contents = {"onnx": to_onnx(network, torch.rand(2, *data.input_size))}
     if "int8" in engines:
         contents["int8"] = to_int8(contents["onnx"], data.calibration_batches(cfg.calibration_images, cfg.seed))
     sizes = {engine: len(content) for engine, content in contents.items()} | {"torch": Path(path).stat().st_size}
     top1 = {engine: _top1(_session(content, torch.get_num_threads()), data) for engine, content in contents.items()}
-    return Contestant(_name(_plan(path)), network, read_metadata(path)["sha256"], contents, sizes, top1)
-
-
-def _name(plan: Plan) -> str:
-    """What made a network, in the words of the tables."""
-    made = plan.settings
-    if not plan.groups:
-        return "dense"
-    factors = {"params": made.get("params"), "flops": made.get("flops")}
-    budget = ", ".join(f"{factor:g} times fewer {what}" for what, factor in factors.items() if factor)
-    if made.get("method") == "budget":
-        return f"ours, {budget}"
-    return f"{label({'hid': 'decompose', **made})}, rank_rate {made.get('rank_rate', 0):g}"
+    return Contestant(name, network, read_metadata(path)["sha256"], contents, sizes, top1)
 
 
 def _top1(run: Callable[[Tensor], Any], data: ImageData) -> float:
@@ -150,7 +136,8 @@ def _runner(engine: str, contestant: Contestant, images: Tensor, threads: int) -
     if engine == "prepared":
         return prepare_for_inference(contestant.network, images).model
     if engine == "compile":
-        return torch.compile(contestant.network.to(memory_format=torch.contiguous_format))
+        torch.compiler.reset()  # networks of one class share its cache, which is small
+        return torch.compile(contestant.network.to(memory_format=torch.contiguous_format), dynamic=False)
     memory_format = torch.contiguous_format if engine == "eager" else torch.channels_last
     return contestant.network.to(images.device).to(memory_format=memory_format)
 
@@ -159,7 +146,7 @@ def _measure(
     cfg: DictConfig, contestants: list[Contestant], engines: list[str], data: ImageData
 ) -> Iterator[BenchmarkRow]:
     """One after the other, the networks of an engine side by side."""
-    facts = {"command": f"python -m jointsvd.benchmark {' '.join(HydraConfig.get().overrides.task)}".strip()}
+    facts = {"command": f"python -m jointsvd.benchmark {shlex.join(HydraConfig.get().overrides.task)}"}
     facts |= environment(torch.device("cpu"))
     facts["versions"] += f" onnxruntime={onnxruntime.__version__}"
     every = torch.get_num_threads()

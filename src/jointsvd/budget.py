@@ -14,7 +14,7 @@ from jointsvd.layer_times import measure_layer_times
 from jointsvd.layers import FactorPair, unfold
 from jointsvd.options import Choice
 from jointsvd.plan import Plan
-from jointsvd.refit import all_images
+from jointsvd.refit import check_sizes
 from jointsvd.refit import refit as _refit
 from jointsvd.surgery import compress_model
 from jointsvd.weighted import objective
@@ -61,7 +61,7 @@ def compress(
     """
     loader = list(calibration) if refit or isinstance(calibration, Iterator) else calibration  # it runs more than once
     if refit:
-        all_images(loader)
+        check_sizes(loader)
     params = params_for_bytes(model, params, bytes)
     image = next(run_batches(model, loader))[0][:1]
     times = measure_layer_times(model, image) if faster or latency_ms else None

@@ -62,7 +62,10 @@ class ImageData(pl.LightningDataModule):
         return images
 
     def calibration_batches(self, num_images: int, seed: int) -> list[Tensor]:
-        """`num_images` training images, drawn by `seed`, as they would be tested; without labels."""
+        """`num_images` training images, drawn by `seed`, as they would be tested; without labels. Raises ValueError for
+        none, or more than there are."""
+        if not 1 <= num_images <= self.num_train:
+            raise ValueError(f"calibration_images={num_images} of {self.num_train} training images")
         order = torch.randperm(self.num_train, generator=torch.Generator().manual_seed(seed))[:num_images]
         size = -(-num_images // -(-num_images // 128))  # nearly equal batches: each counts alike in batch norms
         loader = self._loader(Subset(self.train_set_as_tested, order.tolist()), size, range(num_images))

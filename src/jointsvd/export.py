@@ -74,12 +74,14 @@ def to_torch(network: nn.Module, example: Tensor) -> bytes:
 @torch.no_grad()
 def _outputs(network: nn.Module, example: Tensor) -> Tensor:
     device = next(network.parameters()).device
-    if network.training or example.device != device or len(example) < 2:
-        mode = "training" if network.training else "evaluation"
+    if any(module.training for module in network.modules()) or example.device != device or len(example) < 2:
+        mode = "training" if any(module.training for module in network.modules()) else "evaluation"
         raise ValueError(
             f"export needs a network in evaluation mode (call .eval()) and two images on its device, {device}; got "
             f"{tuple(example.shape)} on {example.device}, and a network in {mode} mode"
         )
+    if (dtype := next(network.parameters()).dtype) != torch.float32:
+        raise ValueError(f"export needs a network in float32, got {dtype}; call network.float()")
     try:
         return network(example).cpu()
     except RuntimeError as error:
@@ -87,7 +89,7 @@ def _outputs(network: nn.Module, example: Tensor) -> Tensor:
 
 
 def _check(expected: Tensor, found: Tensor) -> None:
-    error = float((expected - found).abs().max() / expected.abs().max())
+    error = float((expected - found).abs().max() / expected.abs().max().clamp_min(1e-12))
     if not error <= TOLERANCE:
         raise RuntimeError(f"the exported network's output differs by {error:.1e} of the largest one")
 
@@ -111,7 +113,7 @@ def main(cfg: DictConfig) -> None:
     try:
         network = load_network(cfg.checkpoint).eval()
         content = _convert(cfg, network)
-    except (ValueError, FileNotFoundError) as error:
+    except (ValueError, FileNotFoundError, RuntimeError) as error:
         raise SystemExit(str(error)) from error
     path = Path(cfg.output or Path(cfg.checkpoint).with_suffix(SUFFIXES[cfg.format]))
     write_atomic(path, content)

@@ -9,7 +9,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, fx, nn
-from torch.nn.utils import fuse_conv_bn_eval, fuse_linear_bn_eval
+from torch.nn.utils import fuse_conv_bn_eval
 
 from jointsvd.layers import (
     CoupledTuckerConv2d,
@@ -26,6 +26,7 @@ from jointsvd.surgery import replace
 from jointsvd.timing import latency
 
 _FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
+_TOLERANCE = 1e-4  # of the largest output
 _log = logging.getLogger(__name__)
 
 
@@ -50,7 +51,7 @@ def prepare_for_inference(model: nn.Module, example_input: Tensor, *, passes: in
     faster of PyTorch's memory formats is taken. passes: timed, of which the median counts. `model` stays as it was.
     Raises ValueError for an input on another device, or that the network cannot run on.
     """
-    device = next(model.parameters()).device
+    device = next((parameter.device for parameter in model.parameters()), example_input.device)
     if example_input.device != device:
         raise ValueError(f"the model is on {device}, example_input on {example_input.device}")
     candidates = {}
@@ -60,8 +61,7 @@ def prepare_for_inference(model: nn.Module, example_input: Tensor, *, passes: in
         copy = deepcopy(model).eval().requires_grad_(False).to(memory_format=memory_format)
         images = example_input.contiguous(memory_format=memory_format) if example_input.ndim == 4 else example_input
         report = _choose(copy, images, passes, memory_format)
-        _fold_norms(copy)
-        copy.to(memory_format=memory_format)
+        copy = _folded(copy, images).to(memory_format=memory_format)
         candidates[name] = (latency(copy, images, passes=passes).median, copy, report)
     best = min(candidates, key=lambda name: candidates[name][0])
     times = {name: candidate[0] for name, candidate in candidates.items()}
@@ -73,6 +73,7 @@ def _choose(model: nn.Module, images: Tensor, passes: int, memory_format: torch.
     """Put the faster form in the place of every factored layer."""
     inputs: dict[str, Tensor] = {}
     layers = {name: module for name, module in model.named_modules() if isinstance(module, FactorLayer)}
+    layers = {name: layer for name, layer in layers.items() if name.rpartition(".")[0] not in layers}  # not of branches
 
     def keep(name: str) -> Callable[..., None]:
         return lambda _, args: inputs.update({name: args[0]})
@@ -131,27 +132,36 @@ def _one_pair(layer: TwoBranches) -> FactorPair:
     return pair
 
 
-def _fold_norms(model: nn.Module) -> None:
-    """Each batch norm that alone follows a layer into that layer's weights, where these are its own."""
+def _folded(model: nn.Module, images: Tensor) -> nn.Module:
+    """A copy with each batch norm that alone follows a layer in that layer's weights, where these are its own; or
+    `model`, if the copy computes something else."""
+    folded = deepcopy(model)
     try:
-        graph = _Leaves().trace(model)
-    except Exception as error:  # a forward with branches on values, say: then norms stay
-        _log.info("batch norms stay: the network cannot be traced (%s)", error)
-        return
+        _fold_norms(folded)
+        expected, found = model(images), folded(images)
+        if torch.allclose(found, expected, rtol=0, atol=_TOLERANCE * float(expected.abs().max())):
+            return folded
+        _log.info("batch norms stay: folded, the network computes something else")
+    except Exception as error:  # a forward with branches on values, say, cannot be traced
+        _log.info("batch norms stay: %s", error)
+    return model
+
+
+def _fold_norms(model: nn.Module) -> None:
+    graph = _Leaves().trace(model)
     modules = dict(model.named_modules())
     calls = Counter(node.target for node in graph.nodes if node.op == "call_module")
     users = Counter(id(parameter) for module in modules.values() for parameter in module._parameters.values())
     for node in graph.nodes:
         norm = modules.get(node.target) if node.op == "call_module" else None
-        before = node.args[0] if type(norm) in (nn.BatchNorm1d, nn.BatchNorm2d) else None  # subclasses do more
+        before = node.args[0] if type(norm) is nn.BatchNorm2d and norm.track_running_stats else None
         if not isinstance(before, fx.Node) or before.op != "call_module" or len(before.users) > 1:
             continue
         layer = modules[before.target]
         last = layer.v if isinstance(layer, FactorPair) else layer.last if isinstance(layer, TuckerConv2d) else layer
-        own = isinstance(last, nn.Conv2d | nn.Linear) and users[id(last.weight)] == 1
+        own = isinstance(last, nn.Conv2d) and users[id(last.weight)] == 1
         if own and calls[before.target] == calls[node.target] == 1:
-            fuse: Any = fuse_conv_bn_eval if isinstance(last, nn.Conv2d) else fuse_linear_bn_eval
-            replace(model, last, fuse(last, norm))
+            replace(model, last, fuse_conv_bn_eval(cast(nn.Conv2d, last), cast(nn.BatchNorm2d, norm)))
             replace(model, cast(nn.Module, norm), nn.Identity())
 
 

@@ -170,12 +170,14 @@ def checkpointing(folder: Path) -> ModelCheckpoint:
 
 
 def device_of(trainer: Mapping[str, Any]) -> torch.device:
-    """Where a trainer configuration trains: on a GPU if there is one and it may; on the first of a list of devices."""
+    """Where a trainer configuration trains: on a GPU if there is one and it may; on the one that `devices` names."""
     available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     for name, there in available.items():
         if there and trainer["accelerator"] in ("auto", "gpu", name):
             devices = trainer.get("devices")
-            return torch.device(name, devices[0]) if isinstance(devices, list | ListConfig) else torch.device(name)
+            if isinstance(devices, list | ListConfig) and len(devices) == 1:
+                return torch.device(name, devices[0])
+            return torch.device(name)
     return torch.device("cpu")
 
 

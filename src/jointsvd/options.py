@@ -79,7 +79,8 @@ class Choice:
     @property
     def error(self) -> float:
         """Predicted; of a shared factor, what is reached is near it."""
-        return float(self.option.eigenvalues[self.rank :].sum()) + self.option.tail if self.rank else 0.0
+        left = float(self.option.eigenvalues[self.rank :].sum()) + self.option.tail
+        return max(left, 0.0) if self.rank else 0.0
 
     @property
     def group(self) -> Group:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import onnx_ir
 from onnx_ir.passes.common import ClearMetadataAndDocStringPass, DeduplicateInitializersPass
+from onnxruntime import InferenceSession
 from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, QuantType, quantize_static
 from onnxruntime.quantization.shape_inference import quant_pre_process
 from torch import Tensor
@@ -19,16 +20,17 @@ _PERCENTILE = 99.999  # of an activation's values; what is beyond is clipped
 def to_int8(content: bytes, batches: Sequence[Tensor]) -> bytes:
     """The ONNX network `content` (of `to_onnx`), quantised statically (QDQ) on calibration images, (N, C, H, W) each.
 
-    Raises ValueError for no images, or ones that the network does not take.
+    ONNX Runtime keeps the activations of all images in memory meanwhile. Raises ValueError for no images, or ones that
+    the network does not take.
     """
     if not batches or not all(len(batch) for batch in batches):
         raise ValueError("int8 needs calibration images: give some hundred")
-    logging.getLogger().addFilter(_quiet)
     with tempfile.TemporaryDirectory() as folder:
         whole, ready, quantised = (str(Path(folder, name)) for name in ("whole.onnx", "ready.onnx", "int8.onnx"))
         Path(whole).write_bytes(content)
-        quant_pre_process(whole, ready, skip_symbolic_shape=True)
+        logging.getLogger().addFilter(_quiet)
         try:
+            quant_pre_process(whole, ready, skip_symbolic_shape=True)
             quantize_static(
                 ready,
                 quantised,
@@ -46,7 +48,12 @@ def to_int8(content: bytes, batches: Sequence[Tensor]) -> bytes:
             logging.getLogger().removeFilter(_quiet)
         model = onnx_ir.load(quantised)
         _shrink(model)
-        return onnx_ir.to_proto(model).SerializeToString()
+        small = onnx_ir.to_proto(model).SerializeToString()
+        images = _Images(batches).get_next()
+        sessions = (InferenceSession(file, providers=["CPUExecutionProvider"]) for file in (quantised, small))
+        expected, found = (session.run(None, images)[0] for session in sessions)
+        assert np.array_equal(expected, found), "shrinking the int8 file changed what it computes"
+        return small
 
 
 class _Images(CalibrationDataReader):
@@ -74,10 +81,11 @@ def _shrink(model: onnx_ir.Model) -> None:
     for index, value in enumerate(list(graph.initializers.values())):
         value.name = f"w{index}"
     outputs = set(graph.outputs)
-    for index, node in enumerate(graph):
+    for node in graph:
         node.name = ""
-        for value in set(node.outputs) - outputs:
-            value.name, value.type, value.shape = f"x{index}", None, None
+    between = [value for node in graph for value in node.outputs if value not in outputs]
+    for index, value in enumerate(between):
+        value.name, value.type, value.shape = f"x{index}", None, None
 
 
 def _quiet(record: Any) -> bool:

@@ -13,7 +13,7 @@ from rich.table import Table
 
 from jointsvd.files import write_atomic
 from jointsvd.results import collect, summarize
-from jointsvd.table import conditions, differing_names, label, readable, short
+from jointsvd.table import conditions, differing_names, label, readable, schedule_words
 from jointsvd.tracking import log_summary
 
 _TEXTS = ("method", "layers", "what", "why")
@@ -50,13 +50,11 @@ def picture(summary: pd.DataFrame, note: str) -> Figure:
     compressed = summary[summary["method"] != "dense"]
     over_share = compressed["left_share"].nunique() > 2 and set(compressed["method"]) == {"bijsvd"}
     x = "left_share" if over_share else "compression_factor"
-    differing = differing_names(summary)
-    names = [
-        ", ".join(
-            [f"rank_rate {row['rank_rate']:g}" if over_share else label(row), *(short(row[name]) for name in differing)]
-        )
-        for row in compressed.to_dict("records")
-    ]
+    differing, words = differing_names(summary), schedule_words(summary["schedule"])
+    names = []
+    for row in compressed.to_dict("records"):
+        conditions_of = [str(words.get(row[name], row[name])) for name in differing]
+        names.append(", ".join([f"rank_rate {row['rank_rate']:g}" if over_share else label(row), *conditions_of]))
     named = compressed.assign(label=names)
     for index, (name, lines) in enumerate(named.groupby("label", sort=False)):
         lines = lines.sort_values(x)

@@ -1,6 +1,6 @@
 """Result rows as a readable table beside what the paper prints, and the sentence of conditions below it."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import pandas as pd
@@ -29,11 +29,12 @@ def readable(rows: pd.DataFrame) -> pd.DataFrame:
     summary = summarize(rows)
     untrained = (summary["schedule"] == "no training").all()
     differing = differing_names(summary)
+    words = schedule_words(summary["schedule"])
     lines = []
     for row in summary.to_dict("records"):
         printed = paper.printed(row)
         where = paper.dataset(row["data"])
-        line = {name: short(row[name]) for name in differing}
+        line = {name: words.get(row[name], row[name]) for name in differing}
         line |= {
             "method": label(row),
             "rank_rate": "" if pd.isna(row["rank_rate"]) else f"{row['rank_rate']:g}",
@@ -105,9 +106,17 @@ def percent(value: float | None) -> str:
     return "" if value is None or pd.isna(value) else f"{value:.2f}"
 
 
-def short(value: Any) -> str:
-    """A schedule by its first words, the epochs; the sentence below the table has it in full."""
-    return str(value).split(", batch")[0]
+def schedule_words(schedules: Iterable[str]) -> dict[str, str]:
+    """Each schedule by its first words, the epochs, and where these are the same by what else they do not share; the
+    sentence below the table has all of it."""
+    parts = {schedule: schedule.split(", ") for schedule in schedules}
+    if len({first for first, *_ in parts.values()}) == len(parts):
+        return {schedule: first for schedule, (first, *_) in parts.items()}
+    common = set.intersection(*(set(rest) for _, *rest in parts.values() if rest))
+    return {
+        schedule: ", ".join([first, *(part for part in rest if part not in common)])
+        for schedule, (first, *rest) in parts.items()
+    }
 
 
 def label(row: Mapping[str, Any]) -> str:
