@@ -20,8 +20,8 @@ PY := .venv/bin/python
 DIGITS := outputs/resnet34-digits-short
 FILE := s0-*/network.safetensors
 BENCHMARKED := {dense:$(DIGITS)/dense-$(FILE),SVD:$(DIGITS)/svd-r0.04-$(FILE),RJSVD-1:$(DIGITS)/rjsvd1-r0.04-$(FILE),$\
-LJSVD:$(DIGITS)/ljsvd-r0.04-$(FILE),Bi-JSVD_0.5:$(DIGITS)/bijsvd-r0.04-p0.5-$(FILE),$\
-ours:outputs/compressed-resnet34-digits/budget-params22-$(FILE)}
+LJSVD:$(DIGITS)/ljsvd-r0.04-$(FILE),ours:outputs/compressed-resnet34-digits/budget-params22-$(FILE),$\
+Bi-JSVD_0.5:$(DIGITS)/bijsvd-r0.04-p0.5-$(FILE)}
 # what is not given stays as the experiment has it
 GIVEN = $(if $(DATA),data=$(DATA)) $(if $(RECIPE),recipe=$(RECIPE)) $(if $(SEEDS),'seed=range($(SEEDS))') logger=$(LOGGER) launcher=$(LAUNCHER) $(ARGS)
 

@@ -154,8 +154,9 @@ def conditions(rows: pd.DataFrame) -> str:
         tuning = "No fine-tuning."
     else:
         what, seeds = "Fine-tuning" if baselines else "Training", all_of("seed").replace(" / ", ", ")
+        control = ", dense control too" if (rows["method"] == "dense").any() else ""
         tuning = (
-            f"{what}, dense control too: {all_of('schedule')}; seeds {seeds}. Best: highest after any epoch, on the "
+            f"{what}{control}: {all_of('schedule')}; seeds {seeds}. Best: highest after any epoch, on the "
             "test set, as the paper reports it."
         )
     first = rows.iloc[0]
