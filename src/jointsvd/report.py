@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from matplotlib import colormaps
 from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
@@ -56,6 +57,7 @@ def picture(summary: pd.DataFrame, note: str) -> Figure:
         conditions_of = [str(words.get(row[name], row[name])) for name in differing]
         names.append(", ".join([f"rank_rate {row['rank_rate']:g}" if over_share else label(row), *conditions_of]))
     named = compressed.assign(label=names)
+    colors = colormaps["tab10" if named["label"].nunique() <= 10 else "tab20"].colors  # type: ignore[attr-defined]
     for index, (name, lines) in enumerate(named.groupby("label", sort=False)):
         lines = lines.sort_values(x)
         axes.errorbar(
@@ -65,6 +67,7 @@ def picture(summary: pd.DataFrame, note: str) -> Figure:
             marker="osD^vP*X<>"[index % 10],
             capsize=3,
             alpha=0.85,
+            color=colors[index % len(colors)],
             label=name,
         )
     for row in summary[summary["method"] == "dense"].to_dict("records"):
@@ -75,7 +78,15 @@ def picture(summary: pd.DataFrame, note: str) -> Figure:
     axes.set_ylabel("raw top-1 accuracy, %" if untrained else "top-1 accuracy, %, mean ± std over seeds")
     axes.grid(alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
-    figure.legend(loc="outside upper center", frameon=False, ncols=4, fontsize="small")
+    if not over_share and compressed[x].max() > 3 * compressed[x].min():
+        axes.set_xscale("log")
+        low, high = 0.8 * compressed[x].min(), 1.2 * compressed[x].max()
+        ticks = [tick for tick in (5, 10, 20, 50, 100, 200, 500) if low < tick < high]
+        axes.set_xticks(ticks, map(str, ticks))
+        axes.set_xticks([], minor=True)
+    columns = max(1, min(4, 120 // (max(map(len, names), default=0) + 8)))
+    figure.legend(loc="outside upper center", frameon=False, ncols=columns, fontsize="small")
+    figure.set_figheight(5.4 + 0.2 * max(0, len(set(names)) / columns - 4))
     figure.supxlabel(textwrap.fill(note, 150), fontsize=6)
     return figure
 
