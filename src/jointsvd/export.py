@@ -3,7 +3,6 @@
 A shared factor is stored once and used by all its layers, in ONNX as one initializer.
 """
 
-import logging
 import warnings
 from copy import deepcopy
 from io import BytesIO
@@ -21,7 +20,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from jointsvd.checkpoints import load_network
 from jointsvd.cost import num_parameters
 from jointsvd.files import write_atomic
-from jointsvd.quantize import to_int8
+from jointsvd.quantize import quiet, to_int8
 from jointsvd.settings import CONF, read_data
 
 TOLERANCE = 1e-4  # of the largest output
@@ -37,7 +36,7 @@ def to_onnx(network: nn.Module, example: Tensor) -> bytes:
     """
     expected = _outputs(network, example)
     plain = _with_plain_norms(network)
-    with warnings.catch_warnings():
+    with quiet(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         program = torch.onnx.export(
             plain,
@@ -48,12 +47,12 @@ def to_onnx(network: nn.Module, example: Tensor) -> bytes:
             output_names=["logits"],
             verbose=False,
         )
-    assert program is not None
-    for clean in (ClearMetadataAndDocStringPass(), DeduplicateInitializersPass()):
-        clean(program.model)
-    for value in program.model.graph:
-        for output in value.outputs:
-            output.shape = output.type = None  # of everything in between: ONNX Runtime infers them
+        assert program is not None
+        for clean in (ClearMetadataAndDocStringPass(), DeduplicateInitializersPass()):
+            clean(program.model)
+    outputs = set(program.model.graph.outputs)
+    for value in {value for node in program.model.graph for value in node.outputs} - outputs:
+        value.shape = value.type = None  # ONNX Runtime infers them
     content = to_proto(program.model).SerializeToString()
     session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
     _check(expected, torch.from_numpy(session.run(None, {"images": example.numpy(force=True)})[0]))
@@ -109,7 +108,6 @@ def _with_plain_norms(network: nn.Module) -> nn.Module:
 
 @hydra.main(config_path=CONF, config_name="export", version_base="1.3")
 def main(cfg: DictConfig) -> None:
-    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     try:
         network = load_network(cfg.checkpoint).eval()
         content = _convert(cfg, network)

@@ -3,8 +3,8 @@
 import logging
 import tempfile
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx_ir
@@ -25,10 +25,9 @@ def to_int8(content: bytes, batches: Sequence[Tensor]) -> bytes:
     """
     if not batches or not all(len(batch) for batch in batches):
         raise ValueError("int8 needs calibration images: give some hundred")
-    with tempfile.TemporaryDirectory() as folder:
+    with quiet(), tempfile.TemporaryDirectory() as folder:
         whole, ready, quantised = (str(Path(folder, name)) for name in ("whole.onnx", "ready.onnx", "int8.onnx"))
         Path(whole).write_bytes(content)
-        logging.getLogger().addFilter(_quiet)
         try:
             quant_pre_process(whole, ready, skip_symbolic_shape=True)
             quantize_static(
@@ -44,8 +43,6 @@ def to_int8(content: bytes, batches: Sequence[Tensor]) -> bytes:
         except Exception as error:  # ONNX Runtime has a class for each kind
             shape = tuple(batches[0].shape)
             raise ValueError(f"the network cannot be quantised on images {shape}: {error}") from error
-        finally:
-            logging.getLogger().removeFilter(_quiet)
         model = onnx_ir.load(quantised)
         _shrink(model)
         small = onnx_ir.to_proto(model).SerializeToString()
@@ -88,6 +85,12 @@ def _shrink(model: onnx_ir.Model) -> None:
         value.name, value.type, value.shape = f"x{index}", None, None
 
 
-def _quiet(record: Any) -> bool:
-    """ONNX Runtime's advice to do what has just been done."""
-    return "pre-processing" not in record.getMessage()
+@contextmanager
+def quiet() -> Iterator[None]:
+    """No log messages below errors: the ONNX packages say a line for every tensor."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(before)
