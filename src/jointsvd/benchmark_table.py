@@ -65,8 +65,14 @@ def picture(rows: pd.DataFrame) -> Figure:
         axes.scatter(lines["milliseconds"], lines["top1"], s=areas, color=f"C{index}", alpha=0.6, label=network)
         for row in lines.to_dict("records"):
             place = (row["milliseconds"], row["top1"])
-            axes.annotate(row["engine"], place, (0, 7), textcoords="offset points", fontsize=6, ha="center")
+            slanted = {"textcoords": "offset points", "fontsize": 6, "rotation": 45, "rotation_mode": "anchor"}
+            axes.annotate(row["engine"], place, (2, 6), **slanted)
     axes.set(xscale="log", xlabel="milliseconds of a batch", ylabel="top-1 accuracy, %")
+    ticks = [tick for tick in (0.5, 1, 2, 5, 10, 20, 50, 100, 200, 500) if tick < 2 * small["milliseconds"].max()]
+    axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+    axes.set_xticks([], minor=True)
+    axes.set_xlim(0.7 * small["milliseconds"].min(), 1.5 * small["milliseconds"].max())
+    axes.margins(y=0.15)
     axes.set_title(f"batch {small['batch_size'].iloc[0]}, {small['threads'].iloc[0]} thread(s)", fontsize="medium")
     axes.grid(alpha=0.3, which="both")
     axes.spines[["top", "right"]].set_visible(False)
