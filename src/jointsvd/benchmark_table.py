@@ -2,6 +2,7 @@
 
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 from matplotlib.figure import Figure
@@ -65,7 +66,12 @@ def picture(rows: pd.DataFrame) -> Figure:
         axes.scatter(lines["milliseconds"], lines["top1"], s=areas, color=f"C{index}", alpha=0.6, label=network)
         for row in lines.to_dict("records"):
             place = (row["milliseconds"], row["top1"])
-            slanted = {"textcoords": "offset points", "fontsize": 6, "rotation": 45, "rotation_mode": "anchor"}
+            slanted: dict[str, Any] = {
+                "textcoords": "offset points",
+                "fontsize": 6,
+                "rotation": 45,
+                "rotation_mode": "anchor",
+            }
             axes.annotate(row["engine"], place, (2, 6), **slanted)
     axes.set(xscale="log", xlabel="milliseconds of a batch", ylabel="top-1 accuracy, %")
     ticks = [tick for tick in (0.5, 1, 2, 5, 10, 20, 50, 100, 200, 500) if tick < 2 * small["milliseconds"].max()]
