@@ -56,6 +56,7 @@ def test_table_and_picture(compressed, tmp_path):
     assert bars == [len(result.report)] * 3
 
 
+@pytest.mark.slow
 def test_the_command_line(tmp_path):
     command = [sys.executable, "-m", "jointsvd.compress", "model=resnet20", "data.image_size=8", "recipe=smoke"]
     command += [f"output_dir={tmp_path}", "calibration_images=64", "budget.params=5", "budget.flops=2"]
