@@ -23,6 +23,7 @@ from jointsvd.results import collect
 from jointsvd.settings import Settings, read_data
 
 SMALL = ["model=resnet18", "data.image_size=8", "recipe=smoke", "trainer.accelerator=cpu"]
+SMALL += ["recipe.baseline.num_images=128", "recipe.finetune.num_images=128"]
 
 
 @pytest.fixture
