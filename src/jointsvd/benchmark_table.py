@@ -1,22 +1,19 @@
 """Rows of the benchmark as a readable table and a picture."""
 
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 from matplotlib.figure import Figure
 
-from jointsvd.files import write_atomic
+from jointsvd.rendered import write_picture, write_table
 
 
 def render(rows: pd.DataFrame, folder: Path) -> tuple[pd.DataFrame, str]:
     """Write table.md and benchmark.png of `rows` to `folder`; returns the table and the sentence below it."""
     table, note = readable(rows), conditions(rows)
-    write_atomic(folder / "table.md", f"{table.to_markdown(index=False, disable_numparse=True)}\n\n{note}\n")
-    image = BytesIO()
-    picture(rows).savefig(image, format="png", dpi=150)
-    write_atomic(folder / "benchmark.png", image.getvalue())
+    write_table(folder / "table.md", table, note)
+    write_picture(folder / "benchmark.png", picture(rows))
     return table, note
 
 

@@ -1,7 +1,6 @@
 """What `compress` did to each layer and why, as a table and a picture."""
 
 from collections.abc import Sequence
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +8,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
-from jointsvd.files import write_atomic
+from jointsvd.rendered import write_picture, write_table
 
 COLORS = {"dense": "#9a9a9a", "alone": "#4477aa", "left": "#cc6677", "right": "#ddaa33"}
 _MEANING = {"dense": "dense", "alone": "own U and V", "left": "shared U", "right": "shared V"}
@@ -69,10 +68,8 @@ def allocation_picture(report: Sequence[dict[str, Any]]) -> Figure:
 def describe(report: Sequence[dict[str, Any]], folder: Path) -> pd.DataFrame:
     """Write layers.md and layers.png of a report to `folder`; returns the table."""
     table = allocation_table(report)
-    write_atomic(folder / "layers.md", table.to_markdown(index=False, disable_numparse=True) + "\n")
-    image = BytesIO()
-    allocation_picture(report).savefig(image, format="png", dpi=150)
-    write_atomic(folder / "layers.png", image.getvalue())
+    write_table(folder / "layers.md", table)
+    write_picture(folder / "layers.png", allocation_picture(report))
     return table
 
 

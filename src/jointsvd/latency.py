@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ from jointsvd import paper
 from jointsvd.cost import compression_factor, num_flops
 from jointsvd.files import write_atomic
 from jointsvd.models import build_model
+from jointsvd.rendered import write_picture, write_table
 from jointsvd.results import environment
 from jointsvd.rules import plan_compression
 from jointsvd.settings import CONF, plain
@@ -87,11 +87,8 @@ def main(cfg: DictConfig) -> None:
 
 def render(rows: pd.DataFrame, folder: Path) -> None:
     """Write table.md and latency.png of `rows` to `folder`."""
-    text = readable(rows).to_markdown(index=False, disable_numparse=True)
-    write_atomic(folder / "table.md", f"{text}\n\n{conditions(rows)}\n")
-    image = BytesIO()
-    picture(rows).savefig(image, format="png", dpi=150)
-    write_atomic(folder / "latency.png", image.getvalue())
+    write_table(folder / "table.md", readable(rows), conditions(rows))
+    write_picture(folder / "latency.png", picture(rows))
 
 
 def readable(rows: pd.DataFrame) -> pd.DataFrame:

@@ -2,7 +2,6 @@
 
 import textwrap
 from collections.abc import Mapping
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,7 @@ from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
 
-from jointsvd.files import write_atomic
+from jointsvd.rendered import write_picture, write_table
 from jointsvd.results import collect, summarize
 from jointsvd.table import conditions, differing_names, label, readable, schedule_words
 from jointsvd.tracking import log_summary
@@ -37,10 +36,8 @@ def report(folder: Path, logger: Mapping[str, Any]) -> pd.DataFrame:
 def render(rows: pd.DataFrame, folder: Path) -> tuple[pd.DataFrame, str]:
     """Write table.md and accuracy.png of `rows` to `folder`; returns the table and the sentence below it."""
     table, note = readable(rows), conditions(rows)
-    write_atomic(folder / "table.md", f"{table.to_markdown(index=False, disable_numparse=True)}\n\n{note}\n")
-    image = BytesIO()
-    picture(summarize(rows), note).savefig(image, format="png", dpi=150)
-    write_atomic(folder / "accuracy.png", image.getvalue())
+    write_table(folder / "table.md", table, note)
+    write_picture(folder / "accuracy.png", picture(summarize(rows), note))
     return table, note
 
 
