@@ -21,7 +21,7 @@ def run(module, *overrides, **options):
 
 @pytest.mark.parametrize("name", SWEEPS)
 def test_every_experiment_runs_on_digits(name, tmp_path):
-    size = "32" if name.startswith("vgg") else "16"  # five poolings
+    size = "32" if name.startswith("vgg") else "8"  # five poolings
     result = run("train", f"experiment={name}", *TINY, f"data.image_size={size}", "seed=0", f"output_dir={tmp_path}")
     assert result.returncode == 0, result.stdout[-2000:] + result.stderr[-2000:]
     (table,) = tmp_path.glob("*/results.csv")

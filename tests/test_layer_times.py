@@ -53,6 +53,12 @@ def test_times_are_measured_once_a_shape_and_kept(model, clock, tmp_path):
     assert measure_layer_times(model, IMAGES[:1], cache=cache) == times
 
 
+def test_a_layer_that_runs_twice_takes_both_times(clock, tmp_path):
+    layer = nn.Conv2d(3, 3, 3, padding=1)
+    model = nn.Sequential(layer, nn.ReLU(), layer).eval()
+    assert measure_layer_times(model, IMAGES[:1], cache=tmp_path / "times.json").layers["0"][0] == 2
+
+
 def test_a_budget_of_time_holds_and_dense_may_be_faster(model):
     statistics = collect_statistics(model, [IMAGES])
     layers = {"0": (1.0, 2.0, 0.1), "2": (1.0, 0.2, 0.05), "4": (1.0, 0.2, 0.05), "7": (0.1, 0.2, 0.1)}

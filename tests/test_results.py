@@ -55,6 +55,22 @@ def test_rows_are_collected_whole(folder):
     assert (kept["top1"], kept["num_parameters"], kept["processor"]) == (98.0, 981_002, "a processor, 2 threads")
 
 
+def test_rows_without_a_column_that_came_later_are_read(folder):
+    path = folder / "svd-5-s0" / "row.json"
+    path.write_text(
+        json.dumps({key: value for key, value in json.loads(path.read_text()).items() if key != "budget_faster"})
+    )
+    assert collect(folder)["budget_faster"].isna().all()
+
+
+def test_what_a_time_budget_asked_for_stands_in_the_table():
+    ours = {"method": "budget", "hid": None, "rank_rate": None, "share": True, "refit": True}
+    rows = [make_row(**ours, budget_faster=3, config_id="a"), make_row(**ours, budget_latency_ms=1.5, config_id="b")]
+    rows += [make_row(**ours, budget_params=22, rank_multiple=16, config_id="c")]
+    table = readable(pd.DataFrame([asdict(row) for row in rows]))
+    assert set(table["method"]) == {"ours, 3 times faster", "ours, 1.5 ms", "ours, ranks of 16"}
+
+
 def test_rows_of_another_release_are_not_mixed_in(folder):
     (folder / "old").mkdir()
     (folder / "old" / "row.json").write_text(json.dumps({"model": "x"}))

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from jointsvd.files import write_atomic
 from jointsvd.layers import FactorPair, MatrixLayer, is_matrix, unfolded_shape
-from jointsvd.timing import latency
+from jointsvd.timing import latency, processor_name
 
 CACHE = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "jointsvd" / "layer_times.json"
 _PASSES = 50
@@ -23,7 +23,7 @@ _SHARES = (0.1, 0.3, 0.6, 1.0)  # of the break-even rank: where a pair of factor
 @dataclass(frozen=True)
 class LayerTimes:
     """Milliseconds for one batch. network: all of it, dense. layers: by name, (dense, fixed, per rank): as factors of
-    rank r a layer takes fixed + r * per rank."""
+    rank r a layer takes fixed + r * per rank. A layer that runs twice takes both times."""
 
     network: float
     layers: Mapping[str, tuple[float, float, float]]
@@ -36,10 +36,10 @@ def measure_layer_times(model: nn.Module, images: Tensor, *, cache: Path = CACHE
     cache: a JSON file of what was measured before, on this device, with as many threads and this PyTorch; damaged ones
     are written anew. Raises ValueError if the network cannot run on the images.
     """
-    inputs: dict[str, Tensor] = {}
+    inputs: dict[str, list[Tensor]] = {}
 
     def keep(name: str) -> Callable[..., None]:
-        return lambda _, args: inputs.update({name: args[0]})
+        return lambda _, args: inputs.setdefault(name, []).append(args[0])
 
     copy = deepcopy(model).eval().requires_grad_(False)
     hooks = [module.register_forward_pre_hook(keep(name)) for name, module in copy.named_modules() if is_matrix(module)]
@@ -53,12 +53,13 @@ def measure_layer_times(model: nn.Module, images: Tensor, *, cache: Path = CACHE
     with FileLock(cache.with_suffix(".lock")):  # one process measures at a time
         known = _read(cache)
         layers = {}
-        for name, x in inputs.items():
+        for name, calls in inputs.items():
             layer = copy.get_submodule(name)
-            key = _key(layer, x)
-            if key not in known:
-                known[key] = _measured(layer, x)  # type: ignore[arg-type]
-            dense, fixed, per_rank = known[key]
+            keys = [_key(layer, x) for x in calls]
+            for key, x in zip(keys, calls, strict=True):
+                if key not in known:
+                    known[key] = _measured(layer, x)  # type: ignore[arg-type]
+            dense, fixed, per_rank = (sum(times) for times in zip(*(known[key] for key in keys), strict=True))
             layers[name] = (dense, fixed, per_rank)
         write_atomic(cache, json.dumps(known, indent=1))
         return LayerTimes(latency(copy, images).median, layers)
@@ -74,8 +75,7 @@ def _read(cache: Path) -> dict[str, list[float]]:
 
 def _key(layer: nn.Module, x: Tensor) -> str:
     """What a layer's time depends on."""
-    device = torch.cuda.get_device_name(x.device) if x.device.type == "cuda" else x.device.type
-    where = f"{device}, {torch.get_num_threads()} threads, {torch.__version__}, {x.dtype}"
+    where = f"{processor_name(x.device)}, {torch.__version__}, {x.dtype}"
     return f"{where}: {layer} on {tuple(x.shape)}, strides {x.stride()}"
 
 

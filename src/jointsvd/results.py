@@ -4,7 +4,7 @@ import hashlib
 import json
 import platform
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, fields
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -18,13 +18,17 @@ from filelock import FileLock
 
 import jointsvd
 from jointsvd.files import write_atomic
+from jointsvd.timing import processor_name
 
 ROW_FILE = "row.json"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Row:
-    """One finished run. Accuracies in percent on the test set; FLOPs of one image; times in seconds."""
+    """One finished run. Accuracies in percent on the test set; FLOPs of one image; times in seconds.
+
+    A column with a default came later: rows without it are read too.
+    """
 
     model: str
     data: str
@@ -41,6 +45,9 @@ class Row:
     budget_params: float | None  # times fewer asked for
     budget_flops: float | None
     budget_bytes: float | None
+    budget_faster: float | None = None
+    budget_latency_ms: float | None = None
+    rank_multiple: int | None = None
     share: bool | None  # whether the planner might share factors
     refit: bool | None  # whether factors were fitted again behind compressed layers
     calibration_images: int | None  # drawn by the seed: to plan on, or to measure batch norms of other methods again
@@ -80,11 +87,12 @@ def collect(folder: Path) -> pd.DataFrame:
     Raises ValueError if there are none, or a row was written by a release with other columns.
     """
     names = [field.name for field in fields(Row)]
+    later = {field.name for field in fields(Row) if field.default is not MISSING}
     with FileLock(folder / ".results.lock"):
         rows = []
         for path in sorted(folder.glob(f"*/{ROW_FILE}")):
             row = json.loads(path.read_text())
-            if list(row) != names:
+            if not set(names) - later <= set(row) <= set(names):
                 raise ValueError(f"{path} has other columns than this release writes; move {folder} away and run again")
             rows.append(row)
         if not rows:
@@ -107,11 +115,7 @@ def summarize(rows: pd.DataFrame) -> pd.DataFrame:
     table = pd.DataFrame(lines)
     table["order"] = table["method"].map(order.index)
     keys = ["model", "data", "schedule", "rank_rate", "order", "left_share", "own_per_shared", "iterations"]
-    keys += [
-        key
-        for key in ("calibration_images", "budget_params", "budget_flops", "budget_bytes", "share", "refit")
-        if key in table
-    ]
+    keys += [key for key in table if key.startswith("budget_") or key in ("calibration_images", "share", "refit")]
     return table.sort_values(keys, na_position="first", ignore_index=True)
 
 
@@ -132,7 +136,7 @@ def environment(device: torch.device) -> dict[str, Any]:
     return {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "versions": " ".join(f"{name}={version}" for name, version in versions.items()),
-        "processor": processor_name(device),
+        "processor": _processors(device),
     }
 
 
@@ -142,16 +146,7 @@ def heading(command: str, seed: int) -> str:
     return "\n".join(f"# {name}: {value}" for name, value in facts.items())
 
 
-def processor_name(device: torch.device) -> str:
-    """Model of the GPU, or of the CPU with the number of threads; in a DDP run, how many processes use one each."""
+def _processors(device: torch.device) -> str:
+    """The processor; in a DDP run, how many processes use one each."""
     processes = torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
-    return f"{processes} x {_model_name(device)}" if processes > 1 else _model_name(device)
-
-
-def _model_name(device: torch.device) -> str:
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
-    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return f"{models[0] if models else platform.processor() or platform.machine()}, {torch.get_num_threads()} threads"
+    return f"{processes} x {processor_name(device)}" if processes > 1 else processor_name(device)

@@ -17,9 +17,9 @@ from jointsvd.models import build_model
 from jointsvd.module import device_of, num_processes, resolve_precision
 from jointsvd.plan import Plan
 from jointsvd.report import report
-from jointsvd.results import processor_name
 from jointsvd.settings import Settings, read_data
 from jointsvd.surgery import build_structure
+from jointsvd.timing import processor_name
 
 
 class SweepCallback(Callback):

@@ -127,7 +127,10 @@ def label(row: Mapping[str, Any]) -> str:
     if row["method"] == "nc_ctd":
         text = f"NC_CTD, own/shared {row['own_per_shared']:g}"
     if row["method"] == "budget":
-        text += f", {row['budget_flops']:g} times fewer FLOPs" if (row["budget_flops"] or 0) > 0 else ""
+        words = {"budget_flops": "{:g} times fewer FLOPs", "budget_faster": "{:g} times faster"}
+        words |= {"budget_latency_ms": "{:g} ms"}
+        text += "".join(f", {word.format(row[name])}" for name, word in words.items() if (row.get(name) or 0) > 0)
+        text += f", ranks of {row['rank_multiple']:g}" if (row.get("rank_multiple") or 1) > 1 else ""
         text += ", no sharing" * (not row["share"]) + ", no refit" * (not row["refit"])
     elif (row.get("calibration_images") or 0) > 0:
         text += ", batch norms again"

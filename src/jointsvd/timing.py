@@ -1,6 +1,8 @@
-"""How long a forward pass takes."""
+"""How long a forward pass takes, and on what."""
 
+import platform
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -33,3 +35,13 @@ def latency(
         times = torch.tensor([1e3 * timer.timeit(1).mean for _ in range(passes)])
     low, median, high = times.quantile(torch.tensor([0.25, 0.5, 0.75])).tolist()
     return Latency(median, high - low, passes)
+
+
+def processor_name(device: torch.device) -> str:
+    """Model of the GPU, or of the CPU with the number of threads."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return f"{models[0] if models else platform.processor() or platform.machine()}, {torch.get_num_threads()} threads"
