@@ -8,10 +8,12 @@ import onnx
 import onnxruntime
 import pytest
 import torch
+from torch import nn
 
 from jointsvd import Plan, build_structure, num_parameters, plan_compression, recalibrate_batchnorm, save_compressed
 from jointsvd.export import to_onnx, to_torch
 from jointsvd.models import build_model
+from jointsvd.onnx_runtime import onnx_session
 from jointsvd.quantize import to_int8
 
 IMAGES = torch.randn(8, 1, 16, 16)
@@ -53,6 +55,21 @@ def test_torch_export_shares_too():
     model, _ = network("ljsvd")
     content = to_torch(model, IMAGES[:2])
     assert len(content) <= 1.15 * 4 * num_parameters(model)
+
+
+def test_files_that_onnx_runtime_cannot_run():
+    content = to_onnx(nn.Sequential(nn.Conv2d(1, 2, 3)).eval(), IMAGES[:2])
+    with pytest.raises(ValueError, match=r"cannot run on images \(8, 16, 16\)"):
+        onnx_session(content)(IMAGES[:, 0])
+    newer = onnx.load_from_string(content)
+    newer.opset_import[0].version = 99
+    for wrong in (newer.SerializeToString(), content[:50], b""):
+        with pytest.raises(ValueError, match="cannot read this file; export it again"):
+            onnx_session(wrong)
+    other = onnx.load_from_string(content)
+    other.graph.input[0].name = other.graph.node[0].input[0] = "x"
+    with pytest.raises(ValueError, match=r"inputs are \['x'\]"):
+        onnx_session(other.SerializeToString())
 
 
 @pytest.mark.parametrize("convert", [to_onnx, to_torch])
@@ -110,4 +127,6 @@ def test_the_command_line(tmp_path):
         result = run(*options)
         assert result.returncode == 0, result.stderr
     assert {path.name for path in tmp_path.iterdir()} == {"net.safetensors", "net.onnx", "net.int8.onnx"}
+    evaluate = [sys.executable, "-m", "jointsvd.evaluate", f"checkpoint={tmp_path}/net.int8.onnx", "data=digits"]
+    assert "% of 360 test images" in subprocess.run(evaluate, capture_output=True, text=True).stdout
     assert (tmp_path / "net.int8.onnx").stat().st_size < 0.3 * (tmp_path / "net.onnx").stat().st_size

@@ -8,14 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import hydra
-import onnxruntime
 import pandas as pd
 import torch
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 from rich.progress import track
 from torch import Tensor, nn
-from torchmetrics.classification import MulticlassAccuracy
 
 from jointsvd.benchmark_table import render
 from jointsvd.checkpoints import load_network
@@ -24,6 +22,7 @@ from jointsvd.data import ImageData
 from jointsvd.export import to_onnx
 from jointsvd.files import read_metadata, write_atomic
 from jointsvd.inference import prepare_for_inference
+from jointsvd.onnx_runtime import onnx_session, onnxruntime, top1
 from jointsvd.quantize import to_int8
 from jointsvd.report import print_table
 from jointsvd.results import environment
@@ -110,29 +109,14 @@ def _prepare(name: str, path: str, engines: list[str], data: ImageData, cfg: Dic
     if "int8" in engines:
         contents["int8"] = to_int8(contents["onnx"], data.calibration_batches(cfg.calibration_images, cfg.seed))
     sizes = {engine: len(content) for engine, content in contents.items()} | {"torch": Path(path).stat().st_size}
-    top1 = {engine: _top1(_session(content, torch.get_num_threads()), data) for engine, content in contents.items()}
-    return Contestant(name, network, read_metadata(path)["sha256"], contents, sizes, top1)
-
-
-def _top1(run: Callable[[Tensor], Any], data: ImageData) -> float:
-    accuracy = MulticlassAccuracy(data.num_classes, average="micro")
-    for batch in data.val_dataloader():
-        images, labels = data.on_after_batch_transfer(batch, 0)
-        accuracy.update(torch.from_numpy(run(images)[0]), labels)
-    return 100 * float(accuracy.compute())
-
-
-def _session(content: bytes, threads: int) -> Callable[[Tensor], Any]:
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
-    return lambda images: session.run(None, {"images": images.numpy()})
+    top1s = {engine: top1(onnx_session(content), data) for engine, content in contents.items()}
+    return Contestant(name, network, read_metadata(path)["sha256"], contents, sizes, top1s)
 
 
 def _runner(engine: str, contestant: Contestant, images: Tensor, threads: int) -> Callable[[Tensor], Any]:
     """What computes the network's outputs in an engine."""
     if engine in _ONNX:
-        return _session(contestant.contents[engine], threads)
+        return onnx_session(contestant.contents[engine], threads)
     if engine == "prepared":
         return prepare_for_inference(contestant.network, images).model
     if engine == "compile":

@@ -1,4 +1,9 @@
-"""python -m jointsvd.evaluate checkpoint=FILE data=digits: accuracy, parameters and FLOPs of any saved network."""
+"""python -m jointsvd.evaluate checkpoint=FILE data=digits: accuracy, parameters and FLOPs of any saved network.
+
+Of an ONNX file: accuracy in ONNX Runtime, and bytes.
+"""
+
+from pathlib import Path
 
 import hydra
 from omegaconf import DictConfig
@@ -6,6 +11,7 @@ from omegaconf import DictConfig
 from jointsvd.checkpoints import load_network
 from jointsvd.cost import num_flops, num_parameters
 from jointsvd.module import evaluate
+from jointsvd.onnx_runtime import onnx_session, top1
 from jointsvd.settings import CONF, architecture, read_data
 from jointsvd.stages import make_trainer, quieten_lightning
 
@@ -15,12 +21,16 @@ def main(cfg: DictConfig) -> None:
     quieten_lightning()
     try:
         data = read_data(cfg)
+        if Path(cfg.checkpoint).suffix == ".onnx":
+            content = Path(cfg.checkpoint).read_bytes()
+            print(f"top-1 {top1(onnx_session(content), data):.2f} % of {data.num_test:,} test images")
+            print(f"{len(content):,} bytes")
+            return
         network = load_network(cfg.checkpoint, architecture(cfg.model, data) if "model" in cfg else None)
         accuracy = evaluate(make_trainer(cfg), network, data)
     except (ValueError, FileNotFoundError) as error:
         raise SystemExit(str(error)) from error
-    top1, top5 = accuracy["top1"], accuracy["top5"]
-    print(f"top-1 {top1:.2f} %, top-5 {top5:.2f} % of {data.num_test:,} test images")
+    print(f"top-1 {accuracy['top1']:.2f} %, top-5 {accuracy['top5']:.2f} % of {data.num_test:,} test images")
     print(f"{num_parameters(network):,} parameters, {num_flops(network, data.input_size) / 1e8:.2f}e8 FLOPs")
 
 

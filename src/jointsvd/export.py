@@ -9,7 +9,6 @@ from io import BytesIO
 from pathlib import Path
 
 import hydra
-import onnxruntime
 import torch
 from omegaconf import DictConfig
 from onnx_ir import to_proto
@@ -20,6 +19,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from jointsvd.checkpoints import load_network
 from jointsvd.cost import num_parameters
 from jointsvd.files import write_atomic
+from jointsvd.onnx_runtime import onnx_session
 from jointsvd.quantize import quiet, to_int8
 from jointsvd.settings import CONF, read_data
 
@@ -54,8 +54,7 @@ def to_onnx(network: nn.Module, example: Tensor) -> bytes:
     for value in {value for node in program.model.graph for value in node.outputs} - outputs:
         value.shape = value.type = None  # ONNX Runtime infers them
     content = to_proto(program.model).SerializeToString()
-    session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
-    _check(expected, torch.from_numpy(session.run(None, {"images": example.numpy(force=True)})[0]))
+    _check(expected, torch.from_numpy(onnx_session(content)(example.cpu())))
     return content
 
 

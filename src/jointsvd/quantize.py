@@ -10,10 +10,11 @@ from pathlib import Path
 import numpy as np
 import onnx_ir
 from onnx_ir.passes.common import ClearMetadataAndDocStringPass, DeduplicateHashedInitializersPass
-from onnxruntime import InferenceSession
 from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, QuantType, quantize_static
 from onnxruntime.quantization.shape_inference import quant_pre_process
 from torch import Tensor
+
+from jointsvd.onnx_runtime import onnx_session
 
 _PERCENTILE = 99.999  # of an activation's values; what is beyond is clipped
 
@@ -48,9 +49,7 @@ def to_int8(content: bytes, batches: Sequence[Tensor]) -> bytes:
         _share(model)
         _shrink(model)
         small = onnx_ir.to_proto(model).SerializeToString()
-        images = _Images(batches).get_next()
-        sessions = (InferenceSession(file, providers=["CPUExecutionProvider"]) for file in (quantised, small))
-        expected, found = (session.run(None, images)[0] for session in sessions)
+        expected, found = (onnx_session(file)(batches[0].cpu()) for file in (Path(quantised).read_bytes(), small))
         assert np.allclose(expected, found, rtol=0, atol=1e-5 * abs(expected).max()), (
             "shrinking the int8 file changed what it computes"
         )
