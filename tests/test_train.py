@@ -22,14 +22,15 @@ from jointsvd.report import report
 from jointsvd.results import collect
 from jointsvd.settings import Settings, read_data
 
-SMALL = ["model=resnet18", "data.image_size=8", "recipe=smoke", "trainer.accelerator=cpu"]
+SMALL = ["data.image_size=8", "recipe=smoke", "trainer.accelerator=cpu"]
 SMALL += ["recipe.baseline.num_images=128", "recipe.finetune.num_images=128"]
 
 
 @pytest.fixture
 def settings(configure, tmp_path):
     def make(*overrides):
-        cfg = configure(*SMALL, f"output_dir={tmp_path}", *overrides)
+        ranks = [] if "method=budget" in overrides else ["method.rank_rate=0.2"]
+        cfg = configure("model=resnet20", *SMALL, *ranks, f"output_dir={tmp_path}", *overrides)
         return Settings.from_config(cfg, read_data(cfg))
 
     return make
@@ -49,7 +50,7 @@ def test_a_run_writes_a_row_that_its_files_confirm(settings, monkeypatch):
     train_module.run(job)
     row = collect(job.folder).iloc[0]
     file = job.folder / job.run_name / "network.safetensors"
-    network = load_compressed(file, build_model("resnet18", num_classes=10, in_channels=1))
+    network = load_compressed(file, build_model("resnet20", num_classes=10, in_channels=1))
     assert row["num_parameters"] == num_parameters(network)
     assert row["flops"] == num_flops(network, (1, 8, 8))
     save_compressed(job.folder / "copy.safetensors", load_network(job.dense_file), Plan())
@@ -107,7 +108,8 @@ def test_a_run_killed_between_epochs_goes_on(settings, monkeypatch):
 
 def test_a_folder_of_images_with_few_classes(configure, folders):
     overrides = [
-        "model=resnet18",
+        "model=resnet20",
+        "method.rank_rate=0.2",
         "data=imagefolder",
         f"data.root={folders}",
         "data.image_size=32",
@@ -124,7 +126,7 @@ def test_a_folder_of_images_with_few_classes(configure, folders):
 
 def test_a_checkpoint_is_the_dense_network(settings, tmp_path, monkeypatch):
     monkeypatch.setattr(stages, "fit", no_training)
-    dense = build_model("resnet18", num_classes=10, in_channels=1)
+    dense = build_model("resnet20", num_classes=10, in_channels=1)
     torch.save(dense.state_dict(), tmp_path / "mine.pth")
     job = settings("method=ljsvd", "recipe.finetune.epochs=0", f"model.checkpoint={tmp_path}/mine.pth")
     train_module.run(job)
@@ -177,7 +179,7 @@ def test_wandb_gets_runs_in_a_group_and_the_table_of_the_csv(settings, tmp_path,
 
 @pytest.mark.slow
 def test_after_kill_9_a_sweep_runs_only_what_is_missing(tmp_path):
-    sweep = [*SMALL, f"output_dir={tmp_path}", "method=svd,ljsvd", "recipe.finetune.epochs=6"]
+    sweep = ["model=resnet18", *SMALL, f"output_dir={tmp_path}", "method=svd,ljsvd", "recipe.finetune.epochs=6"]
     command = [sys.executable, "-m", "jointsvd.train", "-m", *sweep]
     folder = tmp_path / "resnet18-digits-smoke"
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.STDOUT) as process:
@@ -205,7 +207,15 @@ def test_after_kill_9_a_sweep_runs_only_what_is_missing(tmp_path):
 
 @pytest.mark.slow
 def test_ddp_from_the_command_line(tmp_path):
-    command = [sys.executable, "-m", "jointsvd.train", *SMALL, f"output_dir={tmp_path}", "method=bijsvd"]
+    command = [
+        sys.executable,
+        "-m",
+        "jointsvd.train",
+        "model=resnet18",
+        *SMALL,
+        f"output_dir={tmp_path}",
+        "method=bijsvd",
+    ]
     command += ["trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2"]
     result = subprocess.run(command, capture_output=True, text=True, timeout=600)
     assert result.returncode == 0, result.stderr
@@ -217,7 +227,7 @@ def test_ddp_from_the_command_line(tmp_path):
 
 @pytest.mark.slow
 def test_a_budget_and_what_helps_to_recover(settings):
-    options = ["model.name=resnet20", "method=budget", "budget.params=4", "calibration_images=64"]
+    options = ["method=budget", "budget.params=4", "calibration_images=64"]
     helps = ["recipe.finetune.distillation=[0.5,2]", "recipe.finetune.product_decay=true", "recipe.finetune.ema=0.9"]
     job = settings(*options, *helps)
     train_module.run(job)
