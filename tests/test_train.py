@@ -96,14 +96,18 @@ def test_a_run_killed_between_epochs_goes_on(settings, monkeypatch):
         train_module.run(job)
     monkeypatch.undo()
     checkpoint = job.folder / job.run_name / "last.ckpt"
-    assert torch.load(checkpoint, weights_only=True)["epoch"] == 0
+    kept = torch.load(checkpoint, weights_only=True)
+    assert kept["epoch"] == 0
     half_trained = load_network(checkpoint)
     assert half_trained.layer3[0].conv1.u.weight.shape[0] > 0
     epochs = []
     monkeypatch.setattr(stages.Classifier, "on_train_epoch_start", lambda self: epochs.append(self.current_epoch))
     train_module.run(job)
     assert epochs == [1]
-    assert len(collect(job.folder)) == 1
+    rows = collect(job.folder)
+    assert len(rows) == 1
+    assert rows["train_seconds"][0] > kept["seconds"] > 0  # of both parts
+    assert rows["baseline_seconds"][0] > 0
 
 
 def test_a_folder_of_images_with_few_classes(configure, folders):

@@ -89,8 +89,8 @@ def main(cfg: DictConfig) -> None:
 def _paths(cfg: DictConfig) -> dict[str, str]:
     """The file of each network, by name. Raises ValueError for none called dense, and patterns of not just one file."""
     files = {str(name): glob.glob(pattern) for name, pattern in cfg.checkpoints.items()}
-    if wrong := {name: len(found) for name, found in files.items() if len(found) != 1}:
-        raise ValueError(f"each of checkpoints must be one file; found {wrong}")
+    if wrong := {name: found for name, found in files.items() if len(found) != 1}:
+        raise ValueError(f"each of checkpoints must be one file, or a pattern that one file matches; found {wrong}")
     if "dense" not in files:
         raise ValueError(f"checkpoints must have one called dense to compare with, got {list(files)}")
     return {"dense": files["dense"][0]} | {name: found[0] for name, found in files.items()}

@@ -62,10 +62,12 @@ def compress(
     loader = list(calibration) if refit or isinstance(calibration, Iterator) else calibration  # it runs more than once
     if refit:
         check_sizes(loader)
+    if latency_ms is not None and latency_ms <= 0:
+        raise ValueError(f"latency_ms must be above 0, got {latency_ms:g}")
     params = params_for_bytes(model, params, bytes)
     image = next(run_batches(model, loader))[0][:1]
     times = measure_layer_times(model, image) if faster or latency_ms else None
-    if times and latency_ms:
+    if times and latency_ms is not None:
         faster = max(faster or 1.0, times.network / latency_ms)
     running: dict[str, Any] = {"flops": flops, "faster": faster, "times": times}
     check_budget(model, image, params=params, rank_multiple=rank_multiple, **running)

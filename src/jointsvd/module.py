@@ -1,5 +1,6 @@
 """Training: `Classifier` is the LightningModule, `fit` and `evaluate` run it."""
 
+import time
 from collections.abc import Mapping
 from io import BytesIO
 from pathlib import Path
@@ -32,7 +33,8 @@ class Classifier(pl.LightningModule):
     header: strings kept in checkpoints, that say which network the weights are of. teacher: the dense network, for a
     schedule with distillation.
     accuracy: on the test set after the last epoch so far, as `evaluate` gives it; None if not tested after that epoch.
-    best_top1: the highest top-1 (percent) after any tested epoch so far. Both survive a resumed run.
+    best_top1: the highest top-1 (percent) after any tested epoch so far. seconds: of training and testing until the
+    last epoch's end. All three survive a resumed run.
     """
 
     def __init__(
@@ -52,11 +54,13 @@ class Classifier(pl.LightningModule):
         self.correct = CatMetric()
         self.accuracy: dict[str, Any] | None = None
         self.best_top1 = 0.0
+        self.seconds = 0.0
 
     def forward(self, images: Tensor) -> Tensor:
         return self.network(images.contiguous(memory_format=torch.channels_last))
 
     def on_fit_start(self) -> None:
+        self.start = time.perf_counter() - self.seconds
         self.network.to(memory_format=torch.channels_last)
         for teacher in self.teachers:
             dtype = next(self.network.parameters()).dtype  # not float32 in precision bf16-true
@@ -102,10 +106,16 @@ class Classifier(pl.LightningModule):
         self.best_top1 = max(self.best_top1, self.accuracy["top1"])
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.seconds = time.perf_counter() - self.start
         checkpoint |= {"accuracy": self.accuracy, "best_top1": self.best_top1, "header": self.header}
+        checkpoint["seconds"] = self.seconds
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.accuracy, self.best_top1 = checkpoint["accuracy"], checkpoint["best_top1"]
+        self.seconds = checkpoint["seconds"]
+
+    def on_fit_end(self) -> None:
+        self.seconds = time.perf_counter() - self.start
 
     def configure_optimizers(self) -> Any:
         schedule = self.schedule

@@ -73,7 +73,7 @@ def printed(row: Mapping[str, Any]) -> Printed | None:
     factor = factors.get(row["rank_rate"])
     found = table[(table["method"] == _method(row)) & (table["compression_factor"] == factor)]
     if found.empty:
-        return None
+        return _table3(row) if row["method"] == "bijsvd" and not row["from_scratch"] else None
     first = found.iloc[0]
     raw = None if row["from_scratch"] else float(first["raw_top1"])
     return Printed(float(first.get("top1_mean", first.get("top1"))), raw, factor)
@@ -111,7 +111,9 @@ def _table3(row: Mapping[str, Any]) -> Printed | None:
 
 
 def _method(row: Mapping[str, Any]) -> str:
-    return _METHODS.get(row["method"]) or f"Bi-JSVD_{row['left_share']:g}"
+    if row["method"] == "bijsvd":  # with one branch alone it is another method
+        return {0: "RJSVD-2", 1: "LJSVD"}.get(row["left_share"]) or f"Bi-JSVD_{row['left_share']:g}"
+    return _METHODS[row["method"]]
 
 
 def _names(table: pd.DataFrame) -> pd.Series:

@@ -42,15 +42,17 @@ class Row:
     hid: str | None
     layers: str | None
     iterations: int | None
-    budget_params: float | None  # times fewer asked for
-    budget_flops: float | None
-    budget_bytes: float | None
+    budget_params: float | None = None  # times fewer asked for
+    budget_flops: float | None = None
+    budget_bytes: float | None = None
     budget_faster: float | None = None
     budget_latency_ms: float | None = None
     rank_multiple: int | None = None
-    share: bool | None  # whether the planner might share factors
-    refit: bool | None  # whether factors were fitted again behind compressed layers
-    calibration_images: int | None  # drawn by the seed: to plan on, or to measure batch norms of other methods again
+    share: bool | None = None  # whether the planner might share factors
+    refit: bool | None = None  # whether factors were fitted again behind compressed layers
+    calibration_images: int | None = (
+        None  # drawn by the seed: to plan on, or to measure batch norms of other methods again
+    )
     from_scratch: bool  # trained from random weights; no dense network, no raw accuracy
     seed: int
     num_parameters: int
@@ -65,6 +67,7 @@ class Row:
     baseline_top1: float | None
     baseline_sha256: str | None  # of the dense network's weights, as its file's header has it (files.read_metadata)
     baseline_schedule: str | None
+    baseline_seconds: float | None = None  # of training the dense network, if it was trained here
     schedule: str
     precision: str
     decompose_seconds: float
@@ -93,7 +96,7 @@ def collect(folder: Path) -> pd.DataFrame:
         for path in sorted(folder.glob(f"*/{ROW_FILE}")):
             row = json.loads(path.read_text())
             if not set(names) - later <= set(row) <= set(names):
-                raise ValueError(f"{path} has other columns than this release writes; move {folder} away and run again")
+                raise ValueError(f"{path} has other columns than this release writes; move {path.parent} away")
             rows.append(row)
         if not rows:
             raise ValueError(f"no finished runs in {folder}")

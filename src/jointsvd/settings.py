@@ -1,5 +1,6 @@
 """What a configuration means: plain values, checked before anything long starts."""
 
+import os
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
@@ -43,7 +44,8 @@ class Settings:
         """Raises ValueError for a configuration that cannot work, saying what to change."""
         baseline, finetune = (Schedule(**plain(cfg.recipe[phase])) for phase in ("baseline", "finetune"))
         processes = num_processes(cfg.trainer)
-        for schedule in (baseline, finetune):
+        trained = [finetune] * bool(finetune.epochs) + [baseline] * (not cfg.from_scratch and not cfg.model.checkpoint)
+        for schedule in trained:
             if schedule.batch_size > data.num_train or schedule.batch_size % processes:
                 raise ValueError(
                     f"recipe: batch_size {schedule.batch_size} must be a multiple of the {processes} processes and at "
@@ -62,6 +64,8 @@ class Settings:
             raise ValueError("distillation needs a trained dense network: only recipe.finetune can have it")
         if cfg.from_scratch and not finetune.epochs:
             raise ValueError("from_scratch=true trains by recipe.finetune; give it epochs")
+        if "_target_" in cfg.logger and os.environ.get("WANDB_MODE") == "disabled":
+            raise ValueError("WANDB_MODE=disabled: leave the logger out (logger=none), or unset it")
         if cfg.method.get("iterations", 1) < 1:
             raise ValueError(f"method.iterations must be 1 or more, got {cfg.method.iterations}")
         if not 0 <= cfg.calibration_images <= data.num_train:
@@ -181,8 +185,12 @@ def _check_budget(cfg: DictConfig, dense: nn.Module, input_size: tuple[int, int,
     """Raises ValueError for a budget that says nothing or that no plan of `dense` (on the meta device) reaches."""
     budget = cfg.budget
     budgets = [budget[key] for key in ("params", "flops", "bytes", "faster")]
-    if not any([*budgets, budget.latency_ms]) or any(budget is not None and budget < 1 for budget in budgets):
-        raise ValueError(f"give budget.params, .flops, .bytes or .faster, as factors of 1 or more; got {budgets}")
+    too_small = any(budget is not None and budget < 1 for budget in budgets)
+    if not any([*budgets, budget.latency_ms]) or too_small or (budget.latency_ms or 1) <= 0:
+        given = f"got {budgets} and latency_ms {budget.latency_ms}"
+        raise ValueError(
+            f"give budget.params, .flops, .bytes or .faster as factors of 1 or more, or latency_ms; {given}"
+        )
     if cfg.from_scratch or not cfg.calibration_images:
         raise ValueError("a budget is planned on a trained network and calibration_images (512, say)")
     params = params_for_bytes(dense, budget.params, budget.bytes)

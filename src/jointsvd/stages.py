@@ -6,15 +6,15 @@ import os
 import shlex
 import time
 import warnings
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
 import pytorch_lightning as pl
 import torch
 import wandb
-from filelock import FileLock
+from filelock import FileLock, Timeout
 from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 from omegaconf import DictConfig
@@ -39,12 +39,14 @@ Made = tuple[nn.Module, Plan, dict[str, Any]]
 
 
 def dense_network(settings: Settings) -> Stage:
-    """The trained dense network, from a checkpoint, pretrained weights, or trained here; facts: accuracy, schedule."""
+    """The trained dense network, from a checkpoint, pretrained weights, or trained here; facts: accuracy, schedule,
+    seconds of training if it was trained here."""
     cfg = settings.cfg
 
     def make() -> Made:
         pl.seed_everything(cfg.baseline_seed, workers=True, verbose=False)
         network = build_model(**settings.architecture, pretrained=settings.pretrained and not cfg.model.checkpoint)
+        facts: dict[str, Any] = {}
         if cfg.model.checkpoint:
             load_weights(network, cfg.model.checkpoint)
             schedule = f"checkpoint {Path(cfg.model.checkpoint).name}"
@@ -53,14 +55,15 @@ def dense_network(settings: Settings) -> Stage:
             if settings.baseline.init_std is not None and not settings.pretrained:
                 init_truncated_normal(network, settings.baseline.init_std)
             print(f"Training the dense {cfg.model.name}: {schedule}")
-            train(settings, network, Plan(), settings.baseline, cfg.baseline_seed, settings.dense_file.parent)
+            folder = settings.dense_file.parent
+            facts["seconds"] = train(settings, network, Plan(), settings.baseline, cfg.baseline_seed, folder).seconds
             wandb.finish()
         else:
             schedule = f"pretrained weights of {cfg.model.source}"
         check_finite(network, f"the dense network ({schedule})")
         accuracy = evaluate(make_trainer(cfg), network, settings.data)
         print(f"Dense {cfg.model.name}: {accuracy['top1']:.2f} % -> {settings.dense_file}")
-        return network, Plan(), {"accuracy": accuracy, "schedule": schedule}
+        return network, Plan(), facts | {"accuracy": accuracy, "schedule": schedule}
 
     return _made_once(settings, settings.dense_file, make)
 
@@ -112,12 +115,11 @@ def fine_tuned_network(settings: Settings, network: nn.Module, plan: Plan, raw: 
         assert raw is not None, "from scratch, there is nothing without training"
         facts: dict[str, Any] = {"accuracy": raw, "best_top1": raw["top1"], "seconds": 0.0}
     else:
-        start = time.perf_counter()
         classifier = train(settings, network, plan, settings.finetune, cfg.seed, folder)
         facts = {
             "accuracy": classifier.accuracy or evaluate(make_trainer(cfg), network, settings.data),
             "best_top1": classifier.best_top1,
-            "seconds": round(time.perf_counter() - start, 2),
+            "seconds": round(classifier.seconds, 2),
         }
     if is_main_process():
         save_compressed(folder / NETWORK_FILE, network, plan, metadata=_header(settings, plan))
@@ -178,10 +180,23 @@ def is_main_process() -> bool:
     return getattr(rank_zero_only, "rank", 0) == 0 and os.environ.get("NODE_RANK", "0") == "0"
 
 
-def locked(folder: Path) -> Any:
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
     """One process at a time in `folder`; the ranks of one DDP run count as one."""
     folder.mkdir(parents=True, exist_ok=True)
-    return FileLock(folder / ".lock") if is_main_process() else nullcontext()
+    if not is_main_process():
+        yield
+        return
+    lock = FileLock(folder / ".lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        print(f"Waiting for the process that makes {folder}")
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def command() -> str:

@@ -28,6 +28,11 @@ class SweepCallback(Callback):
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         if config.trainer.devices != 1 or config.trainer.get("num_nodes", 1) != 1:
             raise SystemExit("a sweep runs its jobs on one device each: leave trainer.devices at 1, or run one job")
+        remote = config.hydra.runtime.choices["hydra/launcher"] == "submitit_slurm"
+        if remote and config.trainer.precision == "auto":
+            raise SystemExit(
+                "the machine that trains is not this one: set trainer.precision to bf16-mixed or 32-true, not auto"
+            )
         try:
             jobs = check_jobs(config)
         except (ValueError, FileNotFoundError) as error:
@@ -36,7 +41,8 @@ class SweepCallback(Callback):
         if all(job.row_file.exists() for job in jobs):
             self.on_multirun_end(config)
             raise SystemExit(0)  # Hydra would start every job to find it finished
-        announce_hours(jobs)
+        if not remote:  # else it would be another machine's hours
+            announce_hours(jobs)
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         try:

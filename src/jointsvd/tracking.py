@@ -17,7 +17,7 @@ from jointsvd.results import digest
 def is_offline() -> bool:
     """No API key, or WANDB_MODE says so: runs are written to disk alone."""
     # WandbLogger(offline=True) sets WANDB_MODE to "dryrun" for the rest of the process
-    if os.environ.get("WANDB_MODE", "online") in ("offline", "dryrun", "disabled"):
+    if os.environ.get("WANDB_MODE", "online") in ("offline", "dryrun"):
         return True
     try:
         return not wandb.login(prompt=False)
@@ -66,4 +66,5 @@ def log_summary(folder: Path, table: pd.DataFrame, rows: pd.DataFrame, logger: M
     if offline:
         places = [folder, folder / "*", folder.parent / "dense" / "*"]  # the summary, the runs, their dense networks
         patterns = " ".join(f"{place}/wandb/offline-run-*" for place in places)
-        print(f"W&B: no API key, so runs were written offline; upload them by: wandb sync {patterns}")
+        reason = "no API key, or WANDB_MODE=offline"
+        print(f"W&B: {reason}, so runs were written offline; upload them by: wandb sync {patterns}")

@@ -8,7 +8,6 @@ from dataclasses import asdict
 from typing import Any
 
 import hydra
-import torch
 import wandb
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
@@ -16,7 +15,7 @@ from omegaconf import DictConfig
 
 from jointsvd.cost import compression_factor, num_flops, num_parameters
 from jointsvd.files import read_metadata
-from jointsvd.gpus import own_gpu
+from jointsvd.gpus import gpu_names, own_gpu
 from jointsvd.models import build_model
 from jointsvd.module import device_of, resolve_precision
 from jointsvd.plan import Plan
@@ -52,8 +51,8 @@ def start(cfg: DictConfig) -> Settings:
         raise SystemExit(f"nothing was run: {error}") from error
     if alone:
         announce_hours([settings])
-    on_gpus = torch.cuda.device_count() if device_of(cfg.trainer).type == "cuda" else 0
-    with own_gpu(on_gpus if cfg.trainer.devices == 1 else 0) as index:
+    shared = device_of(cfg.trainer).type == "cuda" and cfg.trainer.devices == 1
+    with own_gpu(gpu_names() if shared else []) as index:
         if index is not None:
             cfg.trainer.devices = [index]
         run(settings)
@@ -90,7 +89,7 @@ def make_row(settings: Settings) -> Row:
         raw_facts: dict[str, Any] = {"accuracy": {}, "seconds": 0.0}
     else:
         dense, dense_facts = dense_network(settings)
-        network, raw_facts = dense, dense_facts | {"seconds": 0.0}
+        network, raw_facts = dense, {"accuracy": dense_facts["accuracy"], "seconds": 0.0}
         if settings.compresses:
             network, plan, raw_facts = decomposed_network(settings, dense)
     costs = {
@@ -140,6 +139,7 @@ def make_row(settings: Settings) -> Row:
         baseline_top1=dense_facts["accuracy"].get("top1"),
         baseline_sha256=None if cfg.from_scratch else read_metadata(settings.dense_file)["sha256"],
         baseline_schedule=dense_facts["schedule"],
+        baseline_seconds=dense_facts.get("seconds"),
         schedule=str(settings.finetune),
         precision=resolve_precision(cfg.trainer),
         decompose_seconds=raw_facts["seconds"],
