@@ -41,7 +41,7 @@ def test_ours_beats_the_paper_at_every_size_on_digits(tmp_path):
         result = run("train", f"experiment={name}", "data=digits", "recipe=short", "recipe.finetune.epochs=0", "seed=0",
                      f"output_dir={tmp_path}")  # fmt: skip
         assert result.returncode == 0, result.stdout[-2000:] + result.stderr[-2000:]
-    rows = pd.read_csv(tmp_path / "beyond" / "results.csv")
+    rows = pd.read_csv(tmp_path / "beyond-digits" / "results.csv")
     dense = rows["baseline_top1"].max()
     ours = rows[rows["method"] == "budget"].sort_values("compression_factor")
     paper = rows[~rows["method"].isin(["dense", "budget"])]

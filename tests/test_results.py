@@ -110,6 +110,14 @@ def test_the_paper_is_looked_up_by_network_method_rate_and_data():
     assert paper.printed(scratch | {"data": "imagenet"}) is None
     table3 = row | {"method": "bijsvd", "left_share": 0.9, "iterations": 70, "rank_rate": 0.08}
     assert paper.printed(table3) == paper.Printed(None, 44.13, 13.92)
+    for cell in pd.read_csv(paper.FOLDER / "table3_bijsvd_k.csv").itertuples():
+        found = paper.printed(table3 | {"left_share": cell.p, "iterations": cell.K})
+        assert found.compression_factor == 13.92
+        assert cell.K == 30 or found.raw_top1 == cell.raw_top1
+    assert paper.printed(table3 | {"iterations": 30}).raw_top1 == 44.01
+    for share, method in ((0, "rjsvd2"), (1, "ljsvd")):  # figures 3 and 4
+        end = scratch | {"method": "bijsvd", "left_share": share, "iterations": 30}
+        assert paper.printed(end) == paper.printed(scratch | {"method": method})
     figure5 = row | {"hid": "dense", "data": "cifar100", "rank_rate": 0.1}
     assert paper.printed(figure5) == paper.Printed(76.62, None, 6.53)
     assert paper.printed(figure5 | {"method": "rjsvd2", "rank_rate": 1.0}) == paper.Printed(76.97, None, 1.43)

@@ -7,6 +7,7 @@ from typing import Any
 
 import pandas as pd
 from matplotlib import colormaps
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
@@ -42,50 +43,61 @@ def render(rows: pd.DataFrame, folder: Path) -> tuple[pd.DataFrame, str]:
 
 
 def picture(summary: pd.DataFrame, note: str) -> Figure:
-    """Accuracy against CF, a line a method; or against p, where that of Bi-JSVD was swept. Dense ones dashed."""
-    figure = Figure(figsize=(8, 5.4), layout="constrained")
-    axes = figure.subplots()
+    """A panel a network, a line a method: accuracy against CF, or against p where that of Bi-JSVD was swept."""
     compressed = summary[summary["method"] != "dense"]
     over_share = compressed["left_share"].nunique() > 2 and set(compressed["method"]) == {"bijsvd"}
-    x = "left_share" if over_share else "compression_factor"
-    differing, words = differing_names(summary), schedule_words(summary["schedule"])
+    models, named = list(summary["model"].unique()), compressed.assign(label=_line_names(summary, over_share))
+    names = list(dict.fromkeys(named["label"]))
+    colors = colormaps["tab10" if len(names) <= 10 else "tab20"].colors  # type: ignore[attr-defined]
+    style = {
+        name: {"color": colors[index % len(colors)], "marker": "osD^vP*X<>"[index % 10], "label": name}
+        for index, name in enumerate(names)
+    }
+    columns = max(1, min(4 * len(models), (80 + 40 * len(models)) // (max(map(len, names), default=0) + 8)))
+    height = 5.4 + 0.2 * max(0, len(names) / columns - 4)
+    figure = Figure(figsize=(3 + 5 * len(models), height), layout="constrained")
+    for axes, model in zip(figure.subplots(1, len(models), squeeze=False)[0], models, strict=True):
+        _panel(axes, named[named["model"] == model], "left_share" if over_share else "compression_factor", style)
+        for top1 in summary.loc[(summary["model"] == model) & (summary["method"] == "dense"), "top1_mean"]:
+            axes.axhline(top1, linestyle="--", color="black", linewidth=1, label="dense (control)")
+        axes.set_title(f"{model} on {' / '.join(summary['data'].unique())}")
+    untrained, spread = (summary["schedule"] == "no training").all(), summary["n"].max() > 1
+    accuracy = "raw top-1 accuracy, %" if untrained else "top-1 accuracy, %"
+    figure.axes[0].set_ylabel(f"{accuracy}, mean ± std over seeds" if spread and not untrained else accuracy)
+    handles: dict[str, Any] = {}
+    for axes in figure.axes:
+        handles |= {label: handle for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)}
+    figure.legend(handles.values(), handles, loc="outside upper center", frameon=False, ncols=columns, fontsize="small")
+    figure.supxlabel(textwrap.fill(note, 150 * len(models)), fontsize=6)
+    return figure
+
+
+def _line_names(summary: pd.DataFrame, over_share: bool) -> list[str]:
+    """The line that each row of a compressed network belongs to, of its network's panel."""
+    differing = [name for name in differing_names(summary) if name not in ("model", "baseline_sha256")]
+    words = schedule_words(summary["schedule"])
     names = []
-    for row in compressed.to_dict("records"):
+    for row in summary[summary["method"] != "dense"].to_dict("records"):
         conditions_of = [str(words.get(row[name], row[name])) for name in differing]
         names.append(", ".join([f"rank_rate {row['rank_rate']:g}" if over_share else label(row), *conditions_of]))
-    named = compressed.assign(label=names)
-    colors = colormaps["tab10" if named["label"].nunique() <= 10 else "tab20"].colors  # type: ignore[attr-defined]
-    for index, (name, lines) in enumerate(named.groupby("label", sort=False)):
-        lines = lines.sort_values(x)
-        axes.errorbar(
-            lines[x],
-            lines["top1_mean"],
-            yerr=lines["top1_std"].fillna(0),
-            marker="osD^vP*X<>"[index % 10],
-            capsize=3,
-            alpha=0.85,
-            color=colors[index % len(colors)],
-            label=name,
-        )
-    for row in summary[summary["method"] == "dense"].to_dict("records"):
-        axes.axhline(row["top1_mean"], linestyle="--", color="black", linewidth=1, label="dense (control)")
-    model, data = (" / ".join(summary[name].unique()) for name in ("model", "data"))
-    axes.set(title=f"{model} on {data}", xlabel="left share p" if over_share else "compression factor (all parameters)")
-    untrained = (summary["schedule"] == "no training").all()
-    axes.set_ylabel("raw top-1 accuracy, %" if untrained else "top-1 accuracy, %, mean ± std over seeds")
+    return names
+
+
+def _panel(axes: Axes, lines: pd.DataFrame, x: str, style: Mapping[str, Mapping[str, Any]]) -> None:
+    """The lines of one network, in the `style` of their labels."""
+    for name, line in lines.groupby("label", sort=False):
+        line = line.sort_values(x)
+        error = line["top1_std"].fillna(0)
+        axes.errorbar(line[x], line["top1_mean"], yerr=error, capsize=3, alpha=0.85, **style[str(name)])
+    axes.set_xlabel("left share p" if x == "left_share" else "compression factor (all parameters)")
     axes.grid(alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
-    if not over_share and compressed[x].max() > 3 * compressed[x].min():
+    if x != "left_share" and lines[x].max() > 3 * lines[x].min():
         axes.set_xscale("log")
-        low, high = 0.8 * compressed[x].min(), 1.2 * compressed[x].max()
+        low, high = 0.8 * lines[x].min(), 1.2 * lines[x].max()
         ticks = [tick for tick in (5, 10, 20, 50, 100, 200, 500) if low < tick < high]
         axes.set_xticks(ticks, map(str, ticks))
         axes.set_xticks([], minor=True)
-    columns = max(1, min(4, 120 // (max(map(len, names), default=0) + 8)))
-    figure.legend(loc="outside upper center", frameon=False, ncols=columns, fontsize="small")
-    figure.set_figheight(5.4 + 0.2 * max(0, len(set(names)) / columns - 4))
-    figure.supxlabel(textwrap.fill(note, 150), fontsize=6)
-    return figure
 
 
 def print_table(table: pd.DataFrame, note: str) -> None:

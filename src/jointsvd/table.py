@@ -75,6 +75,10 @@ def _drops(
     if ours["correct"].notna().all() and control["correct"].notna().all():
         text = str(difference(*(map(unpack, group["correct"], group["num_test"]) for group in (ours, control))))
     columns = {"drop (95 %)": text}
+    svd = svd_of(row, rows)
+    if not untrained and len(svd) and ours["correct"].notna().all() and svd["correct"].notna().all():
+        paired = difference(*(map(unpack, group["correct"], group["num_test"]) for group in (ours, svd)))
+        columns["- SVD (95 %)"] = str(paired)
     dense = paper.printed(control.iloc[0])
     kind = "raw_top1" if untrained else "top1"
     if printed and dense and getattr(printed, kind) is not None:
@@ -84,10 +88,23 @@ def _drops(
 
 def control_of(row: Mapping[str, Any], rows: pd.DataFrame) -> pd.DataFrame:
     """The rows of the dense network that a row is compared with: same data and schedule, same starting point."""
-    same = rows["method"] == "dense"
-    for name in ("model", "data", "image_size", "schedule", "baseline_sha256", "from_scratch"):
+    names = ["model", "data", "image_size", "schedule", "baseline_sha256", "from_scratch"]
+    return rows[(rows["method"] == "dense") & _equal(row, rows, names)]
+
+
+def svd_of(row: Mapping[str, Any], rows: pd.DataFrame) -> pd.DataFrame:
+    """The rows of plain SVD that a joint method is compared with: as `control_of`, and the same layers at the same
+    rank rate; none for SVD itself and for budgets."""
+    same = (rows["method"] == "svd") & (row["method"] not in ("svd", "budget"))
+    names = ["model", "data", "image_size", "schedule", "baseline_sha256", "from_scratch", "rank_rate", "hid", "layers"]
+    return rows[same & _equal(row, rows, names)]
+
+
+def _equal(row: Mapping[str, Any], rows: pd.DataFrame, names: Iterable[str]) -> pd.Series:
+    same = pd.Series(True, index=rows.index)
+    for name in names:
         same &= (rows[name] == row[name]) | (rows[name].isna() & pd.isna(row[name]))
-    return rows[same]
+    return same
 
 
 def differing_names(summary: pd.DataFrame) -> list[str]:
@@ -141,10 +158,16 @@ def conditions(rows: pd.DataFrame) -> str:
     """What every number of the table was measured under, in one sentence."""
 
     def all_of(name: str) -> str:
-        return " / ".join(str(value) for value in rows[name].unique())
+        return " / ".join(f"{value:,}" if name.startswith("num_") else str(value) for value in rows[name].unique())
 
+    several = [name for name in ("model", "data") if rows[name].nunique() > 1]
     baselines = [
-        f"{row['baseline_top1']:.2f} % after {row['baseline_schedule']} (sha256 {row['baseline_sha256'][:12]})"
+        " ".join(
+            [
+                *(row[name] for name in several),
+                f"{row['baseline_top1']:.2f} % after {row['baseline_schedule']} (sha256 {row['baseline_sha256'][:12]})",
+            ]
+        )
         for row in rows[~rows["from_scratch"]].drop_duplicates("baseline_sha256").to_dict("records")
     ]
     start = f"Dense network: {'; '.join(baselines)}." if baselines else "All networks start from random weights."
@@ -162,12 +185,11 @@ def conditions(rows: pd.DataFrame) -> str:
             f"{what}{control}: {all_of('schedule')}; seeds {seeds}. Best: highest after any epoch, on the "
             "test set, as the paper reports it."
         )
-    first = rows.iloc[0]
     if "calibration_images" in rows and (images := rows["calibration_images"].dropna().unique()).size:
         numbers = " / ".join(f"{number:,.0f}" for number in images)
         tuning += f" Calibration: {numbers} unlabelled training images, drawn by the seed."
     return (
-        f"{all_of('model')} on {all_of('data')} ({all_of('image_size')} pixels a side, {first['num_train']:,} training "
-        f"and {first['num_test']:,} test images). {start} {tuning} "
+        f"{all_of('model')} on {all_of('data')} ({all_of('image_size')} pixels a side, {all_of('num_train')} training "
+        f"and {all_of('num_test')} test images). {start} {tuning} "
         f"{all_of('precision')}, {all_of('processor')}.{notes}"
     )
