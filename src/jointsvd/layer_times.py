@@ -33,8 +33,9 @@ class LayerTimes:
 def measure_layer_times(model: nn.Module, images: Tensor, *, cache: Path = CACHE) -> LayerTimes:
     """Time `model` and each of its ungrouped Conv2d and Linear on `images` (N, ...), on their device.
 
-    cache: a JSON file of what was measured before, on this device, with as many threads and this PyTorch; damaged ones
-    are written anew. Raises ValueError if the network cannot run on the images.
+    cache: a JSON file of what was measured before, on this device, with as many threads and this PyTorch. Damaged ones
+    are written anew, and so are times that no longer hold (of the slowest layer, by a quarter). Raises ValueError if
+    the network cannot run on the images.
     """
     inputs: dict[str, list[Tensor]] = {}
 
@@ -51,14 +52,9 @@ def measure_layer_times(model: nn.Module, images: Tensor, *, cache: Path = CACHE
         hook.remove()
     cache.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(cache.with_suffix(".lock")):  # one process measures at a time
-        known = _read(cache)
-        layers = {}
+        known, layers = _complete(_read(cache), copy, inputs), {}
         for name, calls in inputs.items():
-            layer = copy.get_submodule(name)
-            keys = [_key(layer, x) for x in calls]
-            for key, x in zip(keys, calls, strict=True):
-                if key not in known:
-                    known[key] = _measured(layer, x)  # type: ignore[arg-type]
+            keys = [_key(copy.get_submodule(name), x) for x in calls]
             dense, fixed, per_rank = (sum(times) for times in zip(*(known[key] for key in keys), strict=True))
             layers[name] = (dense, fixed, per_rank)
         write_atomic(cache, json.dumps(known, indent=1))
@@ -71,6 +67,21 @@ def _read(cache: Path) -> dict[str, list[float]]:
     except (OSError, ValueError):
         return {}
     return values if isinstance(values, dict) else {}
+
+
+def _complete(
+    known: dict[str, list[float]], model: nn.Module, inputs: Mapping[str, list[Tensor]]
+) -> dict[str, list[float]]:
+    """The known times and those of the layers that are missing, or of all layers if what is known no longer holds."""
+    layers = {name: model.get_submodule(name) for name in inputs}
+    todo = {_key(layers[name], x): (layers[name], x) for name, calls in inputs.items() for x in calls}
+    slowest = max(todo.keys() & known.keys(), key=lambda key: known[key][0], default=None)
+    if slowest:
+        layer, x = todo[slowest]
+        if not 0.8 < latency(layer, x, passes=_PASSES).median / known[slowest][0] < 1.25:
+            known = {key: times for key, times in known.items() if key not in todo}
+    missing = {key: _measured(layer, x) for key, (layer, x) in todo.items() if key not in known}  # type: ignore[arg-type]
+    return known | missing
 
 
 def _key(layer: nn.Module, x: Tensor) -> str:
