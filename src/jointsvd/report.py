@@ -2,6 +2,7 @@
 
 import textwrap
 from collections.abc import Mapping
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -46,8 +47,8 @@ def picture(summary: pd.DataFrame, note: str) -> Figure:
     """A panel a network, a line a method: accuracy against CF, or against p where that of Bi-JSVD was swept."""
     compressed = summary[summary["method"] != "dense"]
     over_share = compressed["left_share"].nunique() > 2 and set(compressed["method"]) == {"bijsvd"}
-    models, named = list(summary["model"].unique()), compressed.assign(label=_line_names(summary, over_share))
-    names = list(dict.fromkeys(named["label"]))
+    models, named = list(summary["model"].unique()), summary.assign(label=_line_names(summary, over_share))
+    names = list(dict.fromkeys(named.loc[compressed.index, "label"]))
     colors = colormaps["tab10" if len(names) <= 10 else "tab20"].colors  # type: ignore[attr-defined]
     style = {
         name: {"color": colors[index % len(colors)], "marker": "osD^vP*X<>"[index % 10], "label": name}
@@ -57,9 +58,11 @@ def picture(summary: pd.DataFrame, note: str) -> Figure:
     height = 5.4 + 0.2 * max(0, len(names) / columns - 4)
     figure = Figure(figsize=(3 + 5 * len(models), height), layout="constrained")
     for axes, model in zip(figure.subplots(1, len(models), squeeze=False)[0], models, strict=True):
-        _panel(axes, named[named["model"] == model], "left_share" if over_share else "compression_factor", style)
-        for top1 in summary.loc[(summary["model"] == model) & (summary["method"] == "dense"), "top1_mean"]:
-            axes.axhline(top1, linestyle="--", color="black", linewidth=1, label="dense (control)")
+        lines = named[named["model"] == model]
+        of_dense = lines["method"] == "dense"
+        _panel(axes, lines[~of_dense], "left_share" if over_share else "compression_factor", style)
+        for dashes, row in zip(cycle(["--", ":", "-."]), lines[of_dense].to_dict("records"), strict=False):
+            axes.axhline(row["top1_mean"], linestyle=dashes, color="black", linewidth=1, label=row["label"])
         axes.set_title(f"{model} on {' / '.join(summary['data'].unique())}")
     untrained, spread = (summary["schedule"] == "no training").all(), summary["n"].max() > 1
     accuracy = "raw top-1 accuracy, %" if untrained else "top-1 accuracy, %"
@@ -73,13 +76,14 @@ def picture(summary: pd.DataFrame, note: str) -> Figure:
 
 
 def _line_names(summary: pd.DataFrame, over_share: bool) -> list[str]:
-    """The line that each row of a compressed network belongs to, of its network's panel."""
+    """The line of its network's panel that each row belongs to."""
     differing = [name for name in differing_names(summary) if name not in ("model", "baseline_sha256")]
     words = schedule_words(summary["schedule"])
     names = []
-    for row in summary[summary["method"] != "dense"].to_dict("records"):
-        conditions_of = [str(words.get(row[name], row[name])) for name in differing]
-        names.append(", ".join([f"rank_rate {row['rank_rate']:g}" if over_share else label(row), *conditions_of]))
+    for row in summary.to_dict("records"):
+        conditions_of = [str(words.get(row[name], row[name])) for name in differing if not pd.isna(row[name])]
+        swept = over_share and row["method"] != "dense"
+        names.append(", ".join([f"rank_rate {row['rank_rate']:g}" if swept else label(row), *conditions_of]))
     return names
 
 
