@@ -91,6 +91,7 @@ NUM_JOBS = {  # for one seed: networks times methods times rank rates; table III
     "beyond.paper": 6 * 2 * 2,
     "beyond_ablation": 3 * 2 * 2,
     "beyond_ablation.recipe": 7,
+    "beyond_ablation.ranks": 3,
     "beyond_recovery": 4,
     "beyond_recovery.control": 1,
     "beyond_recovery.epoch": 2,
