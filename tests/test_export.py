@@ -83,7 +83,7 @@ def test_bad_input(convert):
         convert(model.train(), IMAGES)
 
 
-@pytest.mark.parametrize("method", ["ljsvd", "rjsvd1"])  # RJSVD: what is shared is followed by each member's norm
+@pytest.mark.parametrize("method", ["ljsvd", "rjsvd1", "bijsvd"])  # the last two: members' norms follow what is shared
 def test_int8_is_four_times_smaller_and_near(method):
     model, _ = network(method)
     for norm in model.modules():

@@ -42,45 +42,53 @@ def main(cfg):
     dense, _ = dense_network(settings)
     dense.eval()
     batches = settings.data.calibration_batches(CALIBRATION, cfg.seed)
-    table = Path(cfg.output_dir) / f"peers-{settings.config_id}" / f"peers-s{cfg.seed}.csv"
+    folder = Path(cfg.output_dir) / f"peers-{settings.config_id}-s{cfg.seed}"
+    table = folder / "peers.csv"
     rows = pd.read_csv(table).to_dict("records") if table.exists() else []
     for name, make in CONTESTANTS.items():
         if name not in {row["network"] for row in rows}:
             network = recalibrate_batchnorm(make(dense, batches), batches)
-            for measured in measure(name, network, settings, batches, table.parent / name.replace(" ", "_")):
-                rows.append(measured)
+            rows += measure(name, network, settings, batches, folder)
             write_atomic(table, pd.DataFrame(rows).to_csv(index=False))
             print(pd.DataFrame(rows)[["network", "engine", "num_parameters", "raw_top1", "top1"]].to_string())
-    write_table(table.with_suffix(".md"), readable(pd.DataFrame(rows)), str(settings.finetune))
+    image = torch.rand(1, *settings.data.input_size)
+    for row in rows:
+        time = latency(onnx_session(file_of(row, folder).read_bytes(), 1), image, threads=1)
+        row |= {"milliseconds": time.median, "milliseconds_iqr": time.iqr}
+    write_atomic(table, pd.DataFrame(rows).to_csv(index=False))
+    write_table(table.with_suffix(".md"), readable(pd.DataFrame(rows)), caption(rows))
     print(f"Saved {table}")
 
 
 def measure(name, network, settings, batches, folder):
-    """Its rows, in float32 and in int8, after the fine-tuning that all have."""
+    """Its rows, in float32 and in int8, after the fine-tuning that all have; the two files are kept."""
     cfg, data = settings.cfg, settings.data
     raw = top1(onnx_session(export(network, data)), data)
-    train(settings, network.train(), Plan(), settings.finetune, cfg.seed, folder)
-    (folder / "last.ckpt").unlink(missing_ok=True)
+    train(settings, network.train(), Plan(), settings.finetune, cfg.seed, folder / name.replace(" ", "_"))
     network.to(memory_format=torch.contiguous_format)
     exported = export(network, data)
+    rows = []
     for engine, content in {"onnx": exported, "int8": to_int8(exported, batches)}.items():
-        image = torch.rand(1, *data.input_size)
-        time = latency(onnx_session(content, 1), image, threads=1)
-        yield {
+        row = {
             "network": name,
             "engine": engine,
             "num_parameters": num_parameters(network),
             "flops": num_flops(network, data.input_size),
             "raw_top1": raw,
             "top1": top1(onnx_session(content), data),
-            "milliseconds": time.median,
-            "milliseconds_iqr": time.iqr,
             "file_bytes": len(content),
             "schedule": str(settings.finetune),
             "seed": cfg.seed,
             "command": f"python experiments/speed/peers.py {shlex.join(HydraConfig.get().overrides.task)}",
             **environment(torch.device("cpu")),
         }
+        write_atomic(file_of(row, folder), content)
+        rows.append(row)
+    return rows
+
+
+def file_of(row, folder):
+    return folder / f"{row['network'].replace(' ', '_')}.{row['engine']}"
 
 
 def export(network, data):
@@ -140,8 +148,8 @@ def ljsvd(dense, batches):
 
 
 def ours(dense, batches):
-    """Ranks and sharing of all layers from the budget."""
-    return compress(dense, batches, params=FEWER).model
+    """Ranks, multiples of 16, and sharing of all layers from the budget."""
+    return compress(dense, batches, params=FEWER, rank_multiple=16).model
 
 
 def readable(rows):
@@ -157,6 +165,13 @@ def readable(rows):
             "ms": rows["milliseconds"].map("{:.2f}".format),
             "file, MB": (rows["file_bytes"] / 1e6).map("{:.2f}".format),
         }
+    )
+
+
+def caption(rows):
+    row = rows[0]
+    return (
+        f"{row['schedule']}; seed {row['seed']}. {row['processor']}, {row['versions']}, {row['date']}. {row['command']}"
     )
 
 

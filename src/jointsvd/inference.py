@@ -123,12 +123,10 @@ def multiplied_out(layer: FactorLayer) -> MatrixLayer:
 def _one_pair(layer: TwoBranches) -> FactorPair:
     """``[U_n, U] [V; V_n]``: both branches as one pair, with factors of its own."""
     pair = deepcopy(layer.right)
-    for part, axis in (("u", 0), ("v", 1)):
-        weights = [branch.get_submodule(part).weight for branch in (layer.right, layer.left)]
-        joined = pair.get_submodule(part)
-        joined.weight = nn.Parameter(torch.cat(cast(list[Tensor], weights), axis), requires_grad=False)
+    for joined, weight in zip((pair.u, pair.v), layer.joined(), strict=True):
+        joined.weight = nn.Parameter(weight, requires_grad=False)
         if isinstance(joined, nn.Conv2d):
-            joined.out_channels, joined.in_channels = joined.weight.shape[:2]
+            joined.out_channels, joined.in_channels = weight.shape[:2]
     return pair
 
 

@@ -9,6 +9,7 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from jointsvd.plan import AnyGroup, TuckerGroup
@@ -76,7 +77,10 @@ class FactorPair(nn.Module):
 
 
 class TwoBranches(nn.Module):
-    """``right(x) + left(x)``: ``W = U_n V + U V_n``; right shares its v with the group and has the bias, left its u."""
+    """``right(x) + left(x)``: ``W = U_n V + U V_n``; right shares its v with the group and has the bias, left its u.
+
+    Computed as one pair of factors, ``[U_n, U] [V; V_n]``: two larger convs instead of four and a sum.
+    """
 
     def __init__(self, layer: MatrixLayer, left_rank: int, right_rank: int):
         super().__init__()
@@ -87,8 +91,14 @@ class TwoBranches(nn.Module):
     def ranks(self) -> tuple[int, ...]:
         return self.left.ranks + self.right.ranks
 
+    def joined(self) -> tuple[Tensor, Tensor]:
+        """Weights of ``[U_n, U]`` and of ``[V; V_n]``."""
+        right, left = self.right, self.left
+        return torch.cat([right.u.weight, left.u.weight]), torch.cat([right.v.weight, left.v.weight], 1)
+
     def forward(self, x: Tensor) -> Tensor:
-        return self.right(x) + self.left(x)
+        u, v = self.joined()
+        return _apply(self.right.v, _apply(self.right.u, x, u), v)
 
 
 class TuckerConv2d(nn.Sequential):
@@ -165,6 +175,13 @@ def _unfilled(layer: MatrixLayer, group: AnyGroup) -> tuple[FactorLayer, MatrixL
         return two, two.right.v
     pair = FactorPair(layer, group.left_rank or group.right_rank, bias=bias)
     return pair, pair.v
+
+
+def _apply(layer: MatrixLayer, x: Tensor, weight: Tensor) -> Tensor:
+    """`layer` with another weight, of other ranks."""
+    if isinstance(layer, nn.Linear):
+        return nn.functional.linear(x, weight, layer.bias)
+    return layer._conv_forward(x, weight, layer.bias)
 
 
 def _half(layer: MatrixLayer, axis: int, rank: int, *, bias: bool) -> MatrixLayer:

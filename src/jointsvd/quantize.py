@@ -2,7 +2,6 @@
 
 import logging
 import tempfile
-from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +14,7 @@ from onnxruntime.quantization.shape_inference import quant_pre_process
 from torch import Tensor
 
 from jointsvd.onnx_runtime import onnx_session
+from jointsvd.quantize_shared import SharedFactors
 
 _PERCENTILE = 99.999  # of an activation's values; what is beyond is clipped
 
@@ -33,6 +33,10 @@ def to_int8(content: bytes, batches: Sequence[Tensor]) -> bytes:
         Path(whole).write_bytes(content)
         try:
             quant_pre_process(whole, ready, skip_symbolic_shape=True)
+            factors = SharedFactors(onnx_ir.load(whole))
+            aligned = onnx_ir.load(ready)
+            scales = factors.align(aligned)
+            onnx_ir.save(aligned, ready)
             quantize_static(
                 ready,
                 quantised,
@@ -41,13 +45,13 @@ def to_int8(content: bytes, batches: Sequence[Tensor]) -> bytes:
                 activation_type=QuantType.QUInt8,
                 weight_type=QuantType.QInt8,
                 calibrate_method=CalibrationMethod.Percentile,
-                extra_options={"CalibPercentile": _PERCENTILE},
+                extra_options={"CalibPercentile": _PERCENTILE, "TensorQuantOverrides": scales},
             )
         except Exception as error:  # ONNX Runtime has a class for each kind
             shape = tuple(batches[0].shape)
             raise ValueError(f"the network cannot be quantised on images {shape}: {error}") from error
         model = onnx_ir.load(quantised)
-        _share(model)
+        factors.share(model)
         _shrink(model)
         small = onnx_ir.to_proto(model).SerializeToString()
         expected, found = (onnx_session(file)(batches[0].cpu()) for file in (Path(quantised).read_bytes(), small))
@@ -63,40 +67,6 @@ class _Images(CalibrationDataReader):
     def get_next(self) -> dict[str, np.ndarray] | None:
         batch = next(self.batches, None)
         return None if batch is None else {"images": batch.numpy(force=True)}
-
-
-def _share(model: onnx_ir.Model) -> None:
-    """Make one again what each user of a shared factor folded its own batch norm into.
-
-    The norm's size is in the scales, one a channel; its sign is taken from the weights into the scale too.
-    """
-    users = defaultdict(list)
-    for node in model.graph:
-        constants = [value.producer() for value in node.inputs[1:] if value] if node.op_type == "Conv" else []
-        quantised = [constant for constant in constants if constant and constant.op_type == "DequantizeLinear"]
-        if quantised:
-            weight = _constant(quantised[0], 0)
-            rows = weight.reshape(len(weight), -1).astype(np.int32)
-            largest = rows[np.arange(len(rows)), abs(rows).argmax(axis=1)]
-            signs = np.where(largest < 0, -1, 1)
-            users[weight.shape, (rows * signs[:, None]).tobytes()].append((quantised, signs))
-    for alike in users.values():
-        for quantised, signs in alike if len(alike) > 1 else []:
-            for constant in quantised:  # the weight, the bias
-                for index in (0, 1):  # the values, their scales
-                    values = _constant(constant, index)
-                    flipped = values * signs.reshape(-1, *[1] * (values.ndim - 1)).astype(values.dtype)
-                    name = f"{constant.inputs[index]}_{id(constant)}"
-                    value = onnx_ir.Value(name=name, const_value=onnx_ir.tensor(flipped))
-                    model.graph.register_initializer(value)
-                    constant.replace_input_with(index, value)
-
-
-def _constant(node: onnx_ir.Node, index: int) -> np.ndarray:
-    value = node.inputs[index]
-    assert value is not None
-    assert value.const_value is not None
-    return value.const_value.numpy()
 
 
 def _shrink(model: onnx_ir.Model) -> None:
