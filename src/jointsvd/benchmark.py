@@ -118,7 +118,7 @@ def _runner(engine: str, contestant: Contestant, images: Tensor, threads: int) -
     if engine in _ONNX:
         return onnx_session(contestant.contents[engine], threads)
     if engine == "prepared":
-        return prepare_for_inference(contestant.network, images, passes=max(30 // len(images), 5)).model
+        return prepare_for_inference(contestant.network, images).model
     if engine == "compile":
         torch.compiler.reset()  # networks of one class share its cache, which is small
         return torch.compile(contestant.network.to(memory_format=torch.contiguous_format), dynamic=False)

@@ -22,7 +22,7 @@ def latency(
 ) -> Latency:
     """Time `run(images)` after a warm-up.
 
-    run: a module in evaluation mode, say. passes: by default what fits into two seconds, 5 to 300. threads: of
+    run: a module in evaluation mode, say. passes: by default what fits into two seconds, 10 to 300. threads: of
     PyTorch, by default as many as it uses now.
     """
     from torch.utils.benchmark import Timer  # looks for a CUDA toolkit, and says so where there is none
@@ -30,8 +30,8 @@ def latency(
     with torch.inference_mode():
         threads = threads or torch.get_num_threads()
         timer = Timer("run(images)", globals={"run": run, "images": images}, num_threads=threads)
-        timer.timeit(2)
-        passes = passes or min(max(int(2 / timer.timeit(2).mean), 5), 300)
+        timer.timeit(5)
+        passes = passes or min(max(int(2 / timer.timeit(2).mean), 10), 300)
         times = torch.tensor([1e3 * timer.timeit(1).mean for _ in range(passes)])
     low, median, high = times.quantile(torch.tensor([0.25, 0.5, 0.75])).tolist()
     return Latency(median, high - low, passes)
