@@ -172,6 +172,19 @@ def test_the_picture_has_a_line_a_method_and_the_dense_network_dashed():
     assert [line.get_ydata()[0] for line in dashed] == [96.0]
 
 
+def test_more_lines_than_can_be_told_apart_are_a_row_each():
+    settings = [(22.1, epochs) for epochs in range(18, 0, -1)] + [(50.0, epochs) for epochs in range(9, 0, -1)]
+    rows = [
+        make_row(schedule=f"{n} epochs", compression_factor=factor, top1=70 + n, config_id=f"{n}-{factor}")
+        for factor, n in settings
+    ]
+    rows = pd.DataFrame([asdict(row) for row in rows])
+    panels = picture(summarize(rows), conditions(rows)).axes
+    assert [axes.get_title("left") for axes in panels] == ["CF 22", "CF 50"]
+    assert [text.get_text() for text in panels[1].texts] == [f"{70 + n:.2f}" for n in range(1, 10)]
+    assert [tick.get_text() for tick in panels[1].get_yticklabels()] == [f"LJSVD, {n} epochs" for n in range(1, 10)]
+
+
 def test_schedules_are_told_apart_in_few_words():
     plain, gentle = "1 epoch of 12,000 images, batch 128, SGD lr 0.02, one cycle", "60 epochs, batch 128"
     assert schedule_words([plain, gentle]) == {plain: "1 epoch of 12,000 images", gentle: "60 epochs"}

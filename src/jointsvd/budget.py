@@ -2,7 +2,8 @@
 
 import logging
 from collections.abc import Iterator
-from dataclasses import dataclass
+from copy import deepcopy
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 from torch import Tensor, nn
@@ -17,6 +18,7 @@ from jointsvd.plan import Plan
 from jointsvd.refit import check_sizes
 from jointsvd.refit import refit as _refit
 from jointsvd.surgery import compress_model
+from jointsvd.timing import latency
 from jointsvd.weighted import objective
 
 _log = logging.getLogger(__name__)
@@ -51,7 +53,8 @@ def compress(
     `faster` times as fast or with a forward pass of one image in `latency_ms`, as given; `model` stays as it was.
 
     Time is that of PyTorch on the model's device now, from layers that are measured first (`measure_layer_times`); it
-    and FLOPs exclude each other.
+    and FLOPs exclude each other. The result is timed too: plan.settings has the dense network's milliseconds, the
+    predicted and the measured ones.
 
     calibration: some hundred images as batches, or as tuples whose first item is one; labels are not used. The ranks of
     all convs and linear layers, and which of them share a factor, are chosen to change the network's output least;
@@ -87,7 +90,18 @@ def compress(
         _refit(model, compressed, plan, statistics, loader)
     else:
         recalibrate_batchnorm(compressed, loader)
+    if times:
+        plan = replace(plan, settings={**plan.settings, "measured_milliseconds": _timed(compressed, image, plan)})
     return Compressed(compressed, plan, report)
+
+
+def _timed(compressed: nn.Module, image: Tensor, plan: Plan) -> float:
+    """Milliseconds for one image; they are logged beside what the plan promised."""
+    was, promised = plan.settings["milliseconds"], plan.settings["predicted_milliseconds"]
+    found = latency(deepcopy(compressed).eval(), image).median
+    say = _log.info if found < 1.15 * promised else _log.warning
+    say("%.3g ms dense, %.3g ms predicted, %.3g ms measured", was, promised, found)
+    return found
 
 
 def params_for_bytes(model: nn.Module, params: float | None, bytes: float | None) -> float | None:

@@ -2,22 +2,28 @@
 
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean, median
+from typing import Any
 
 import torch
 from filelock import FileLock
 from torch import Tensor, nn
 
 from jointsvd.files import write_atomic
-from jointsvd.layers import FactorPair, MatrixLayer, is_matrix, unfolded_shape
+from jointsvd.layers import is_matrix, unfolded_shape
+from jointsvd.plan import Group, Plan
+from jointsvd.surgery import build_structure
 from jointsvd.timing import latency, processor_name
 
 CACHE = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "jointsvd" / "layer_times.json"
-_PASSES = 50
-_SHARES = (0.1, 0.3, 0.6, 1.0)  # of the break-even rank: where a pair of factors is measured
+_SHARES = (0.0, 0.05, 0.1, 0.3, 0.6, 1.0)  # of the break-even rank, 1 at least: where layers are measured as factors
+
+Lines = dict[str, list[float]]  # [dense, fixed, per rank] of a layer and its inputs, by what its time depends on
 
 
 @dataclass(frozen=True)
@@ -33,35 +39,29 @@ class LayerTimes:
 def measure_layer_times(model: nn.Module, images: Tensor, *, cache: Path = CACHE) -> LayerTimes:
     """Time `model` and each of its ungrouped Conv2d and Linear on `images` (N, ...), on their device.
 
-    cache: a JSON file of what was measured before, on this device, with as many threads and this PyTorch. Damaged ones
-    are written anew, and so are times that no longer hold (of the slowest layer, by a quarter). Raises ValueError if
-    the network cannot run on the images.
+    Layers are timed where they run, one behind the other: by itself, a layer would find its weights in the processor's
+    cache. cache: a JSON file of what was measured before, on this device, with as many threads and this PyTorch.
+    Damaged ones are written anew, and so are times that no longer hold (of all layers together, by a quarter). Raises
+    ValueError if the network cannot run on the images, or runs no such layer.
     """
-    inputs: dict[str, list[Tensor]] = {}
-
-    def keep(name: str) -> Callable[..., None]:
-        return lambda _, args: inputs.setdefault(name, []).append(args[0])
-
-    copy = deepcopy(model).eval().requires_grad_(False)
-    hooks = [module.register_forward_pre_hook(keep(name)) for name, module in copy.named_modules() if is_matrix(module)]
-    try:
-        copy(images)
-    except RuntimeError as error:
-        raise ValueError(f"the network cannot run on {tuple(images.shape)} of {images.dtype}: {error}") from error
-    for hook in hooks:
-        hook.remove()
+    dense = deepcopy(model).eval().requires_grad_(False)
+    keys = _keys(dense, images)
+    if not keys:
+        raise ValueError("the network has no ungrouped Conv2d and no Linear that runs")
     cache.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(cache.with_suffix(".lock")):  # one process measures at a time
-        known, layers = _complete(_read(cache), copy, inputs), {}
-        for name, calls in inputs.items():
-            keys = [_key(copy.get_submodule(name), x) for x in calls]
-            dense, fixed, per_rank = (sum(times) for times in zip(*(known[key] for key in keys), strict=True))
-            layers[name] = (dense, fixed, per_rank)
-        write_atomic(cache, json.dumps(known, indent=1))
-        return LayerTimes(latency(copy, images).median, layers)
+        network = latency(dense, images).median
+        watched, now = _times(deepcopy(dense), images, keys)
+        known = _read(cache)
+        if not known.keys() >= set(keys.values()) or not 0.8 < _pace(known, keys, now) < 1.25:
+            known |= _measured(dense, images, keys, now)
+            write_atomic(cache, json.dumps(known, indent=1))
+    scale = _pace(known, keys, now) * network / watched
+    layers = {name: tuple(scale * time for time in known[key]) for name, key in keys.items()}
+    return LayerTimes(network, layers)  # type: ignore[arg-type]
 
 
-def _read(cache: Path) -> dict[str, list[float]]:
+def _read(cache: Path) -> Lines:
     try:
         values = json.loads(cache.read_text())
     except (OSError, ValueError):
@@ -69,43 +69,78 @@ def _read(cache: Path) -> dict[str, list[float]]:
     return values if isinstance(values, dict) else {}
 
 
-def _complete(
-    known: dict[str, list[float]], model: nn.Module, inputs: Mapping[str, list[Tensor]]
-) -> dict[str, list[float]]:
-    """The known times and those of the layers that are missing, or of all layers if what is known no longer holds."""
-    layers = {name: model.get_submodule(name) for name in inputs}
-    todo = {_key(layers[name], x): (layers[name], x) for name, calls in inputs.items() for x in calls}
-    slowest = max(todo.keys() & known.keys(), key=lambda key: known[key][0], default=None)
-    if slowest:
-        layer, x = todo[slowest]
-        if not 0.8 < latency(layer, x, passes=_PASSES).median / known[slowest][0] < 1.25:
-            known = {key: times for key, times in known.items() if key not in todo}
-    missing = {key: _measured(layer, x) for key, (layer, x) in todo.items() if key not in known}  # type: ignore[arg-type]
-    return known | missing
+def _keys(model: nn.Module, images: Tensor) -> dict[str, str]:
+    """What the time of each layer depends on, by its name, in the order they run."""
+    inputs: dict[str, list[str]] = defaultdict(list)
+
+    def keep(name: str, x: Tensor) -> None:
+        inputs[name].append(f"{tuple(x.shape)}, strides {x.stride()}")
+
+    matrices = {name: module for name, module in model.named_modules() if is_matrix(module)}
+    hooks = [
+        module.register_forward_pre_hook(lambda _, args, name=name: keep(name, args[0]))
+        for name, module in matrices.items()
+    ]
+    try:
+        model(images)
+    except RuntimeError as error:
+        raise ValueError(f"the network cannot run on {tuple(images.shape)} of {images.dtype}: {error}") from error
+    for hook in hooks:
+        hook.remove()
+    where = f"{processor_name(images.device)}, {torch.__version__}, {images.dtype}"
+    return {name: f"{where}: {matrices[name]} on {'; '.join(calls)}" for name, calls in inputs.items()}
 
 
-def _key(layer: nn.Module, x: Tensor) -> str:
-    """What a layer's time depends on."""
-    where = f"{processor_name(x.device)}, {torch.__version__}, {x.dtype}"
-    return f"{where}: {layer} on {tuple(x.shape)}, strides {x.stride()}"
+def _pace(known: Lines, keys: Mapping[str, str], now: Mapping[str, float]) -> float:
+    """How long the dense layers take now, over how long they took when they were measured."""
+    return sum(now.values()) / sum(known[key][0] for key in keys.values())
 
 
-def _measured(layer: MatrixLayer, x: Tensor) -> list[float]:
-    """[dense, fixed, per rank], the last two by least squares through some ranks."""
+def _measured(dense: nn.Module, images: Tensor, keys: Mapping[str, str], now: Mapping[str, float]) -> Lines:
+    """Of all layers of the network: `now`, dense, and a line through their times as factors of some ranks."""
+    points: dict[str, list[tuple[int, float]]] = defaultdict(list)
+    for share in _SHARES:
+        ranks = {name: _rank(dense.get_submodule(name), share) for name in keys}
+        network = build_structure(dense, Plan(tuple(Group((name,), 0, rank) for name, rank in ranks.items())))
+        for name, time in _times(network.eval().requires_grad_(False), images, keys)[1].items():
+            points[keys[name]].append((ranks[name], time))
+    return {key: [fmean(now[name] for name in keys if keys[name] == key), *_line(points[key])] for key in points}
+
+
+def _rank(layer: Any, share: float) -> int:
     rows, columns = unfolded_shape(layer)
-    largest = max(rows * columns // (rows + columns), 1)
-    ranks = sorted({max(round(share * largest), 1) for share in _SHARES})
-    times = [latency(_pair(layer, rank, x), x, passes=_PASSES).median for rank in ranks]
-    dense = latency(layer, x, passes=_PASSES).median
-    if len(ranks) == 1:
-        return [dense, times[0], 0.0]
-    fit = torch.linalg.lstsq(
-        torch.tensor([[1.0, rank] for rank in ranks], dtype=torch.float64), torch.tensor(times, dtype=torch.float64)
-    ).solution.tolist()
-    return [dense, max(fit[0], 0.0), max(fit[1], 0.0)]
+    return max(round(share * (rows * columns // (rows + columns))), 1)
 
 
-def _pair(layer: MatrixLayer, rank: int, x: Tensor) -> nn.Module:
-    pair = FactorPair(layer, rank, bias=layer.bias is not None).eval().requires_grad_(False)
-    last = x.ndim == 4 and x.is_contiguous(memory_format=torch.channels_last)
-    return pair.to(memory_format=torch.channels_last) if last else pair
+def _line(points: list[tuple[int, float]]) -> list[float]:
+    """[fixed, per rank], neither below 0, of least squared relative error: small ranks count as much as large ones."""
+    ranks, times = torch.tensor(points, dtype=torch.float64).T
+    columns = torch.stack([1 / times, ranks / times], 1)
+    if ranks.unique().numel() == 1:
+        return [times.mean().item(), 0.0]
+    return torch.linalg.lstsq(columns, torch.ones_like(times)).solution.clamp_min(0).tolist()
+
+
+def _times(network: nn.Module, images: Tensor, names: Iterable[str]) -> tuple[float, dict[str, float]]:
+    """Milliseconds of the whole network, slowed a little by being watched, and of its layers where they run."""
+    from torch.utils.benchmark import timer  # waits for a GPU to finish; see `latency`
+
+    started: dict[str, float] = {}
+    passes: list[dict[str, float]] = []
+
+    def run(x: Tensor) -> None:
+        passes.append(dict.fromkeys(names, 0.0))
+        network(x)
+
+    def start(name: str) -> None:
+        started[name] = timer()
+
+    def stop(name: str) -> None:
+        passes[-1][name] += 1e3 * (timer() - started[name])
+
+    for name in names:
+        layer = network.get_submodule(name)
+        layer.register_forward_pre_hook(lambda *_, name=name: start(name))
+        layer.register_forward_hook(lambda *_, name=name: stop(name))
+    whole = latency(run, images)
+    return whole.median, {name: median(spent[name] for spent in passes[-whole.passes :]) for name in names}

@@ -19,6 +19,8 @@ from jointsvd.table import conditions, differing_names, label, readable, schedul
 from jointsvd.tracking import log_summary
 
 _TEXTS = ("method", "layers", "what", "why")
+_MOST_LINES = 16
+_BESIDE: dict[str, Any] = {"ha": "right", "va": "center", "fontsize": "x-small"}
 
 
 def report(folder: Path, logger: Mapping[str, Any]) -> pd.DataFrame:
@@ -44,11 +46,14 @@ def render(rows: pd.DataFrame, folder: Path) -> tuple[pd.DataFrame, str]:
 
 
 def picture(summary: pd.DataFrame, note: str) -> Figure:
-    """A panel a network, a line a method: accuracy against CF, or against p where that of Bi-JSVD was swept."""
+    """A panel a network, a line a method: accuracy against CF, or against p where that of Bi-JSVD was swept. Of more
+    lines than can be told apart, a row each (`_list`)."""
     compressed = summary[summary["method"] != "dense"]
     over_share = compressed["left_share"].nunique() > 2 and set(compressed["method"]) == {"bijsvd"}
     models, named = list(summary["model"].unique()), summary.assign(label=_line_names(summary, over_share))
     names = list(dict.fromkeys(named.loc[compressed.index, "label"]))
+    if len(names) > _MOST_LINES and len(models) == 1:
+        return _list(named, note)
     colors = colormaps["tab10" if len(names) <= 10 else "tab20"].colors  # type: ignore[attr-defined]
     style = {
         name: {"color": colors[index % len(colors)], "marker": "osD^vP*X<>"[index % 10], "label": name}
@@ -72,6 +77,31 @@ def picture(summary: pd.DataFrame, note: str) -> Figure:
         handles |= {label: handle for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)}
     figure.legend(handles.values(), handles, loc="outside upper center", frameon=False, ncols=columns, fontsize="small")
     figure.supxlabel(textwrap.fill(note, 150 * len(models)), fontsize=6)
+    return figure
+
+
+def _list(named: pd.DataFrame, note: str) -> Figure:
+    """Every row on a line of its own, the smallest networks last, with its accuracy as a point and as a number."""
+    named = named.assign(factor=named["compression_factor"].round()).sort_values(["factor", "top1_mean"])
+    factors = list(named["factor"].unique())
+    figure = Figure(figsize=(9, 0.25 * len(named) + 0.5 * len(factors) + 1.5), layout="constrained")
+    heights = [len(rows) + 1 for _, rows in named.groupby("factor")]
+    panels = figure.subplots(len(factors), 1, sharex=True, squeeze=False, height_ratios=heights)[:, 0]
+    for axes, (factor, rows) in zip(panels, named.groupby("factor"), strict=True):
+        places = range(len(rows))
+        axes.errorbar(rows["top1_mean"], places, xerr=rows["top1_std"].fillna(0), fmt="o", capsize=3)
+        for place, accuracy in zip(places, rows["top1_mean"], strict=True):
+            axes.annotate(f"{accuracy:.2f}", (accuracy, place), (-8, 0), textcoords="offset points", **_BESIDE)
+        axes.set_yticks(places, rows["label"], fontsize="small")
+        axes.set_ylim(-0.8, len(rows) - 0.2)
+        axes.set_title(f"CF {factor:g}", fontsize="medium", loc="left")
+        axes.grid(alpha=0.3)
+        axes.spines[["top", "right"]].set_visible(False)
+    low, high = named["top1_mean"].min(), named["top1_mean"].max()
+    panels[-1].set_xlim(low - 0.15 * (high - low), high + 0.05 * (high - low))  # room for the numbers
+    panels[-1].set_xlabel("top-1 accuracy, %")
+    figure.suptitle(f"{named['model'].iloc[0]} on {' / '.join(named['data'].unique())}")
+    figure.supxlabel(textwrap.fill(note, 180), fontsize=6)
     return figure
 
 
