@@ -8,6 +8,7 @@ import tomllib
 from pathlib import Path
 
 import nbformat
+import pandas as pd
 import pytest
 import torch
 import yaml
@@ -82,6 +83,36 @@ def test_the_readme_shows_the_tables_as_committed(name):
     table, _, note = (ROOT / "experiments" / name / "table.md").read_text().rpartition("\n\n")
     assert table in README
     assert note.strip() in README.replace("\n", " ")
+
+
+def table_below(text, sentence):
+    """The cells of the first table behind a sentence, without its head."""
+    table = next(block for block in text[text.index(sentence) :].split("\n\n") if block.startswith("|"))
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()[2:]]
+
+
+def test_the_four_corners_are_those_of_the_committed_rows():
+    rows = pd.read_csv(ROOT / "experiments" / "benchmark" / "benchmark.csv")
+    rows = rows[(rows["batch_size"] == 1) & (rows["threads"] == 1)].set_index(["network", "engine"])
+    dense = rows.loc["dense", "onnx"]
+    corners = table_below(README, "Four corners")
+    assert len(corners) == 6
+    for network, numbers, *shown in corners:
+        row = rows.loc[network, {"float32": "onnx", "int8": "int8"}[numbers]]
+        faster, smaller = (dense[name] / row[name] for name in ("milliseconds", "file_bytes"))
+        values = (row["top1"], row["milliseconds"], row["file_bytes"] / 1e6)
+        expected = [f"{value:.2f}" for value in values]
+        assert shown == [*expected[:2], f"{faster:.1f}", expected[2], f"{smaller:.1f}"]
+
+
+def test_the_peers_are_those_of_the_committed_rows():
+    rows = pd.read_csv(ROOT / "experiments" / "speed" / "peers.csv")
+    shown = table_below((ROOT / "experiments" / "speed" / "README.md").read_text(), "(peers.csv)")
+    dense = rows.iloc[0]
+    for cells, row in zip(shown, rows.to_dict("records"), strict=True):
+        fewer = [dense[name] / row[name] for name in ("num_parameters", "flops")]
+        values = [*fewer, row["raw_top1"], row["top1"], row["milliseconds"], row["file_bytes"] / 1e6]
+        assert cells == [row["network"], row["engine"], *(f"{value:.2f}" for value in values)]
 
 
 def test_there_are_results():
