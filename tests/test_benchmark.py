@@ -6,8 +6,10 @@ import sys
 import pandas as pd
 import pytest
 import torch
+from omegaconf import OmegaConf
 
 from jointsvd import Plan, compress_model, num_parameters, plan_compression, save_compressed
+from jointsvd.benchmark import _engines
 from jointsvd.benchmark_table import readable
 from jointsvd.models import build_model
 
@@ -27,6 +29,19 @@ def test_what_realised_flops_are():
     assert (line["CF"], line["times faster"], line["times fewer FLOPs"], line["FLOPs realised"]) == (
         "10.00", "4.00", "5.00", "0.80",
     )  # fmt: skip
+
+
+def test_engines_that_do_not_work_here_are_left_out(monkeypatch, capsys):
+    def fail(_):
+        raise RuntimeError("no compiler\nand more")
+
+    monkeypatch.setattr(torch, "compile", fail)
+    assert _engines(OmegaConf.create({"engines": ["eager", "compile", "onnx"]})) == ["eager", "onnx"]
+    assert "no compiler\n" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="none of compile works"):
+        _engines(OmegaConf.create({"engines": ["compile"]}))
+    with pytest.raises(ValueError, match="engines are of"):
+        _engines(OmegaConf.create({"engines": ["tensorrt"]}))
 
 
 @pytest.mark.slow

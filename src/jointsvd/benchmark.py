@@ -100,7 +100,24 @@ def _engines(cfg: DictConfig) -> list[str]:
     unknown = set(cfg.engines) - set(ENGINES)
     if unknown or not cfg.engines:
         raise ValueError(f"engines are of {', '.join(ENGINES)}, got {list(cfg.engines)}")
-    return [engine for engine in cfg.engines if engine != "cuda" or torch.cuda.is_available()]
+    usable = [engine for engine in cfg.engines if _works(engine)]
+    if not usable:
+        raise ValueError(f"none of {', '.join(cfg.engines)} works on this machine")
+    return usable
+
+
+def _works(engine: str) -> bool:
+    """cuda needs a GPU, torch.compile a C++ compiler and Python's headers; tried before anything long."""
+    try:
+        match engine:
+            case "cuda":
+                return torch.cuda.is_available()
+            case "compile":
+                torch.compile(torch.sin)(torch.ones(8))
+    except Exception as error:  # whatever a compiler may say
+        print(f"Without torch.compile, which does not work here: {str(error).splitlines()[0]}")
+        return False
+    return True
 
 
 def _prepare(name: str, path: str, engines: list[str], data: ImageData, cfg: DictConfig) -> Contestant:
