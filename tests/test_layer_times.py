@@ -65,7 +65,7 @@ def test_layers_are_timed_where_they_run_and_a_layer_that_runs_twice_takes_both_
         module.register_forward_hook(lambda *_, seconds=seconds: time.sleep(seconds))
     monkeypatch.setattr("jointsvd.layer_times.latency", partial(latency, passes=3))
     whole, spent = _times(model.eval(), torch.randn(2, 4), ["0", "1"])
-    assert spent == {"0": pytest.approx(10, rel=0.3), "1": pytest.approx(40, rel=0.3)}
+    assert spent == {"0": pytest.approx(10, rel=0.3), "1": pytest.approx(70, rel=0.3)}
     assert whole == pytest.approx(80, rel=0.3)
 
 

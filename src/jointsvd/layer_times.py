@@ -6,6 +6,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from copy import deepcopy
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from statistics import fmean, median
 from typing import Any
@@ -18,7 +19,7 @@ from jointsvd.files import write_atomic
 from jointsvd.layers import is_matrix, unfolded_shape
 from jointsvd.plan import Group, Plan
 from jointsvd.surgery import build_structure
-from jointsvd.timing import latency, processor_name
+from jointsvd.timing import clock, latency, processor_name
 
 CACHE = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "jointsvd" / "layer_times.json"
 _SHARES = (0.0, 0.05, 0.1, 0.3, 0.6, 1.0)  # of the break-even rank, 1 at least: where layers are measured as factors
@@ -29,7 +30,7 @@ Lines = dict[str, list[float]]  # [dense, fixed, per rank] of a layer and its in
 @dataclass(frozen=True)
 class LayerTimes:
     """Milliseconds for one batch. network: all of it, dense. layers: by name, (dense, fixed, per rank): as factors of
-    rank r a layer takes fixed + r * per rank. A layer that runs twice takes both times."""
+    rank r a layer, and what follows it, takes fixed + r * per rank. A layer that runs twice takes both times."""
 
     network: float
     layers: Mapping[str, tuple[float, float, float]]
@@ -39,10 +40,11 @@ class LayerTimes:
 def measure_layer_times(model: nn.Module, images: Tensor, *, cache: Path = CACHE) -> LayerTimes:
     """Time `model` and each of its ungrouped Conv2d and Linear on `images` (N, ...), on their device.
 
-    Layers are timed where they run, one behind the other: by itself, a layer would find its weights in the processor's
-    cache. cache: a JSON file of what was measured before, on this device, with as many threads and this PyTorch.
-    Damaged ones are written anew, and so are times that no longer hold (of all layers together, by a quarter). Raises
-    ValueError if the network cannot run on the images, or runs no such layer.
+    Layers are timed where they run, each until the next one starts, with the norms and activations between: by itself a
+    layer would find its weights in the processor's cache. cache: a JSON file of what was measured before, on this
+    device, with as many threads and this PyTorch. Damaged ones are written anew, and so are times that no longer hold
+    (of all layers together, by a quarter). Raises ValueError if the network cannot run on the images, or runs no such
+    layer.
     """
     dense = deepcopy(model).eval().requires_grad_(False)
     keys = _keys(dense, images)
@@ -122,25 +124,20 @@ def _line(points: list[tuple[int, float]]) -> list[float]:
 
 
 def _times(network: nn.Module, images: Tensor, names: Iterable[str]) -> tuple[float, dict[str, float]]:
-    """Milliseconds of the whole network, slowed a little by being watched, and of its layers where they run."""
-    from torch.utils.benchmark import timer  # waits for a GPU to finish; see `latency`
-
-    started: dict[str, float] = {}
-    passes: list[dict[str, float]] = []
+    """Milliseconds of the whole network, slowed a little by being watched, and of its layers: each until the next."""
+    now = clock(images.device)
+    passes: list[list[tuple[str, float]]] = []
 
     def run(x: Tensor) -> None:
-        passes.append(dict.fromkeys(names, 0.0))
+        passes.append([])
         network(x)
-
-    def start(name: str) -> None:
-        started[name] = timer()
-
-    def stop(name: str) -> None:
-        passes[-1][name] += 1e3 * (timer() - started[name])
+        passes[-1].append(("", now()))
 
     for name in names:
-        layer = network.get_submodule(name)
-        layer.register_forward_pre_hook(lambda *_, name=name: start(name))
-        layer.register_forward_hook(lambda *_, name=name: stop(name))
+        network.get_submodule(name).register_forward_pre_hook(lambda *_, name=name: passes[-1].append((name, now())))
     whole = latency(run, images)
-    return whole.median, {name: median(spent[name] for spent in passes[-whole.passes :]) for name in names}
+    spent: dict[str, list[float]] = {name: [0.0] * whole.passes for name in names}
+    for index, marks in enumerate(passes[-whole.passes :]):
+        for (name, start), (_, end) in pairwise(marks):
+            spent[name][index] += 1e3 * (end - start)
+    return whole.median, {name: median(times) for name, times in spent.items()}

@@ -1,6 +1,7 @@
 """How long a forward pass takes, and on what."""
 
 import platform
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -28,13 +29,23 @@ def latency(
     from torch.utils.benchmark import Timer  # looks for a CUDA toolkit, and says so where there is none
 
     with torch.inference_mode():
-        threads = threads or torch.get_num_threads()
-        timer = Timer("run(images)", globals={"run": run, "images": images}, num_threads=threads)
+        threads, names = threads or torch.get_num_threads(), {"run": run, "images": images}
+        timer = Timer("run(images)", globals=names, num_threads=threads, timer=clock(images.device))
         timer.timeit(5)
         passes = passes or min(max(int(2 / timer.timeit(2).mean), 10), 300)
         times = torch.tensor([1e3 * timer.timeit(1).mean for _ in range(passes)])
     low, median, high = times.quantile(torch.tensor([0.25, 0.5, 0.75])).tolist()
     return Latency(median, high - low, passes)
+
+
+def clock(device: torch.device) -> Callable[[], float]:
+    """Seconds, when all work on the device is done. PyTorch's own timer asks at every call whether there is a GPU,
+    which can take as long as a layer."""
+    if device.type == "cpu":
+        return time.perf_counter
+    from torch.utils.benchmark import timer
+
+    return timer
 
 
 def processor_name(device: torch.device) -> str:
