@@ -45,11 +45,11 @@ def readable(rows: pd.DataFrame) -> pd.DataFrame:
 
 def conditions(rows: pd.DataFrame) -> str:
     """What the numbers were measured under."""
-    first = rows.iloc[0]
+    first, days = rows.iloc[0], sorted({date[:10] for date in rows["date"]})
     return (
         f"{first['data']}, {first['image_size']} pixels a side, top-1 on the whole test set. Float32 but for int8; "
-        f"median of {rows['passes'].min()} to {rows['passes'].max()} passes, in one process. "
-        f"{first['processor'].split(',')[0]}, {first['versions']}, {first['date'][:10]}."
+        f"median of {rows['passes'].min()} to {rows['passes'].max()} passes, an engine's networks one after the other. "
+        f"{first['processor'].split(',')[0]}, {first['versions']}, {' and '.join(days)}."
     )
 
 
