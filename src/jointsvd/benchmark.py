@@ -115,7 +115,8 @@ def _works(engine: str) -> bool:
             case "compile":
                 torch.compile(torch.sin)(torch.ones(8))
     except Exception as error:  # whatever a compiler may say
-        print(f"Without torch.compile, which does not work here: {str(error).splitlines()[0]}")
+        reason = str(error).partition("\n")[0]
+        print(f"Without torch.compile, which does not work here: {reason}")
         return False
     return True
 
