@@ -9,7 +9,7 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from PIL import Image
 
-from jointsvd.settings import CONF
+from jointsvd.experiment.settings import CONF
 
 
 @pytest.fixture(autouse=True)

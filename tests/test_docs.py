@@ -15,9 +15,9 @@ import yaml
 from nbclient import NotebookClient
 
 from jointsvd import compress_model, num_parameters, plan_compression, save_compressed
-from jointsvd.committed import read, results
-from jointsvd.models import build_model
-from jointsvd.table import conditions, readable
+from jointsvd.results.committed import read, results
+from jointsvd.results.table import conditions, readable
+from jointsvd.training.models import build_model
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -71,7 +71,7 @@ def test_committed_tables_are_those_of_the_committed_rows(folder):
     table = readable(rows).to_markdown(index=False, disable_numparse=True)
     assert (folder / "table.md").read_text() == f"{table}\n\n{conditions(rows)}\n"
     assert (folder / "README.md").exists()
-    assert rows["command"].str.startswith("python -m jointsvd.train").all()
+    assert rows["command"].str.startswith("python -m jointsvd.experiment.run").all()
 
 
 def test_the_results_page_is_made_of_the_committed_tables():

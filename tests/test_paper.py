@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from jointsvd import build_structure, compression_factor, num_flops, num_parameters, plan_compression
-from jointsvd.models import build_model
+from jointsvd.training.models import build_model
 
 PAPER = Path(__file__).parents[1] / "experiments" / "paper"
 METHODS = {

@@ -16,10 +16,10 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from jointsvd import compress_model, find_groups, plan_compression
-from jointsvd.checkpoints import load_network
-from jointsvd.files import read_metadata, write_atomic
-from jointsvd.layers import unfold
-from jointsvd.results import environment
+from jointsvd.network.files import read_metadata, write_atomic
+from jointsvd.network.layers import unfold
+from jointsvd.results.rows import environment
+from jointsvd.training.checkpoints import load_network
 
 FOLDER = Path(__file__).parent
 RATES = (0.02, 0.04, 0.08, 0.16, 0.32)

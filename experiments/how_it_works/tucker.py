@@ -13,10 +13,10 @@ from rich.progress import track
 from tensorly.decomposition import partial_tucker
 
 from jointsvd import plan_compression, tucker2
-from jointsvd.checkpoints import load_network
-from jointsvd.files import read_metadata, write_atomic
-from jointsvd.results import environment
-from jointsvd.tucker import tucker2_product
+from jointsvd.decomposition.tucker import tucker2_product
+from jointsvd.network.files import read_metadata, write_atomic
+from jointsvd.results.rows import environment
+from jointsvd.training.checkpoints import load_network
 
 FOLDER = Path(__file__).parent
 

@@ -2,7 +2,7 @@
 
 python experiments/speed/budget.py [data=fashion_mnist recipe=fashion_mnist]
 One image, eager PyTorch, with one thread and with all. Layers are measured anew. Each network is timed three times, in
-turn with the dense one; the medians are printed. Takes the overrides of python -m jointsvd.train.
+turn with the dense one; the medians are printed. Takes the overrides of python -m jointsvd.experiment.run.
 """
 
 import shlex
@@ -15,10 +15,10 @@ import torch
 from hydra.core.hydra_config import HydraConfig
 
 from jointsvd import collect_statistics, compress_model, measure_layer_times, plan_for_budget
-from jointsvd.results import heading
-from jointsvd.settings import CONF, Settings, read_data
-from jointsvd.stages import dense_network, quieten_lightning
-from jointsvd.timing import latency
+from jointsvd.experiment.settings import CONF, Settings, read_data
+from jointsvd.experiment.stages import dense_network, quieten_lightning
+from jointsvd.network.timing import latency
+from jointsvd.results.rows import heading
 
 CALIBRATION = 512  # images
 ROUNDS = 3

@@ -13,11 +13,11 @@ import torch
 from tqdm import tqdm
 
 from jointsvd import bijsvd, ljsvd, plan_compression, rjsvd
-from jointsvd.decompose import NUM_ITERATIONS
-from jointsvd.layers import unfold
-from jointsvd.models import build_model
-from jointsvd.results import heading
-from jointsvd.rules import METHODS
+from jointsvd.decomposition.svd import NUM_ITERATIONS
+from jointsvd.network.layers import unfold
+from jointsvd.network.rules import METHODS
+from jointsvd.results.rows import heading
+from jointsvd.training.models import build_model
 
 
 def fast(Ws, left_rank, right_rank):

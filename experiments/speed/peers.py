@@ -5,7 +5,7 @@ python experiments/speed/peers.py [data=fashion_mnist recipe=fashion_mnist] [rec
 ResNet-34 with 22 times fewer parameters: TensorLy-Torch's Tucker convolutions, Torch-Pruning's channels, LJSVD, and our
 planner; and the dense network. Each in float32 and in int8 by ONNX Runtime. Batch norms are measured again before the
 fine-tuning, for all. A network's rows are written when it is finished, and not made again. Takes the overrides of
-python -m jointsvd.train.
+python -m jointsvd.experiment.run.
 """
 
 import shlex
@@ -21,16 +21,16 @@ from hydra.core.hydra_config import HydraConfig
 from torch import nn
 
 from jointsvd import compress, compress_model, num_flops, num_parameters, plan_compression, recalibrate_batchnorm
-from jointsvd.export import to_onnx
-from jointsvd.files import write_atomic
-from jointsvd.onnx_runtime import onnx_session, top1
-from jointsvd.plan import Plan
-from jointsvd.quantize import to_int8
-from jointsvd.rendered import write_table
-from jointsvd.results import environment
-from jointsvd.settings import CONF, Settings, read_data
-from jointsvd.stages import dense_network, quieten_lightning, train
-from jointsvd.timing import latency
+from jointsvd.deployment.export import to_onnx
+from jointsvd.deployment.onnx_runtime import onnx_session, top1
+from jointsvd.deployment.quantize import to_int8
+from jointsvd.experiment.settings import CONF, Settings, read_data
+from jointsvd.experiment.stages import dense_network, quieten_lightning, train
+from jointsvd.network.files import write_atomic
+from jointsvd.network.plan import Plan
+from jointsvd.network.timing import latency
+from jointsvd.results.rendered import write_table
+from jointsvd.results.rows import environment
 
 FEWER = 22.1  # parameters
 CALIBRATION = 512  # images

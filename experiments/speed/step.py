@@ -13,9 +13,9 @@ from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
 from jointsvd import build_structure, num_flops, plan_compression
-from jointsvd.models import build_model
-from jointsvd.module import resolve_precision
-from jointsvd.results import heading
+from jointsvd.results.rows import heading
+from jointsvd.training.classifier import resolve_precision
+from jointsvd.training.models import build_model
 
 SIZE = (1, 28, 28)
 

@@ -16,12 +16,12 @@ import torch
 from torch import nn
 
 from jointsvd import build_structure, plan_compression
-from jointsvd.datasets import Digits
-from jointsvd.models import build_model
-from jointsvd.module import Classifier, resolve_precision
-from jointsvd.results import heading
-from jointsvd.schedule import Schedule
-from jointsvd.stages import quieten_lightning
+from jointsvd.experiment.stages import quieten_lightning
+from jointsvd.results.rows import heading
+from jointsvd.training.classifier import Classifier, resolve_precision
+from jointsvd.training.datasets import Digits
+from jointsvd.training.models import build_model
+from jointsvd.training.schedule import Schedule
 
 BATCH_SIZE = 64
 

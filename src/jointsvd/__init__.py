@@ -1,19 +1,19 @@
 """Joint matrix decomposition of CNNs: layers of the same shape share one SVD factor (Chen et al., arXiv 2107.04386)."""
 
-from jointsvd.allocate import plan_for_budget
-from jointsvd.budget import Compressed, compress
-from jointsvd.calibrate import Statistics, collect_statistics, recalibrate_batchnorm
-from jointsvd.cost import compression_factor, num_flops, num_parameters
-from jointsvd.decompose import bijsvd, ljsvd, rjsvd, truncated_svd
-from jointsvd.files import load_compressed, save_compressed
-from jointsvd.groups import find_groups
-from jointsvd.inference import Prepared, prepare_for_inference
-from jointsvd.layer_times import LayerTimes, measure_layer_times
-from jointsvd.plan import Group, Plan, TuckerGroup
-from jointsvd.refit import refit
-from jointsvd.rules import plan_compression
-from jointsvd.surgery import build_structure, compress_model
-from jointsvd.tucker import coupled_tucker2, tucker2
+from jointsvd.compression.allocation import plan_for_budget
+from jointsvd.compression.calibration import Statistics, collect_statistics, recalibrate_batchnorm
+from jointsvd.compression.compressed import Compressed, compress
+from jointsvd.compression.layer_times import LayerTimes, measure_layer_times
+from jointsvd.compression.refitting import refit
+from jointsvd.decomposition.svd import bijsvd, ljsvd, rjsvd, truncated_svd
+from jointsvd.decomposition.tucker import coupled_tucker2, tucker2
+from jointsvd.deployment.inference import Prepared, prepare_for_inference
+from jointsvd.network.cost import compression_factor, num_flops, num_parameters
+from jointsvd.network.files import load_compressed, save_compressed
+from jointsvd.network.groups import find_groups
+from jointsvd.network.plan import Group, Plan, TuckerGroup
+from jointsvd.network.rules import plan_compression
+from jointsvd.network.surgery import build_structure, compress_model
 
 __version__ = "0.1.0"
 __all__ = [

@@ -1,0 +1,1 @@
+"""The command lines, by Hydra: a configuration in, a call, something printed."""

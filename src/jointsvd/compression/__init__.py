@@ -1,0 +1,1 @@
+"""Ours: a trained network, calibration images and a budget in, a small network out. In order: budget, calibration, options, sharing, layer_times, allocation, refitting, compressed."""

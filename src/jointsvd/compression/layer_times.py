@@ -1,0 +1,143 @@
+"""How long layers take on this device, dense and as factors of any rank: measured once a shape, and kept in a file."""
+
+import json
+import os
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from copy import deepcopy
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from statistics import fmean, median
+from typing import Any
+
+import torch
+from filelock import FileLock
+from torch import Tensor, nn
+
+from jointsvd.network.files import write_atomic
+from jointsvd.network.layers import is_matrix, unfolded_shape
+from jointsvd.network.plan import Group, Plan
+from jointsvd.network.surgery import build_structure
+from jointsvd.network.timing import clock, latency, processor_name
+
+CACHE = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "jointsvd" / "layer_times.json"
+_SHARES = (0.0, 0.05, 0.1, 0.3, 0.6, 1.0)  # of the break-even rank, 1 at least: where layers are measured as factors
+
+Lines = dict[str, list[float]]  # [dense, fixed, per rank] of a layer and its inputs, by what its time depends on
+
+
+@dataclass(frozen=True)
+class LayerTimes:
+    """Milliseconds for one batch. network: all of it, dense. layers: by name, (dense, fixed, per rank): as factors of
+    rank r a layer, and what follows it, takes fixed + r * per rank. A layer that runs twice takes both times."""
+
+    network: float
+    layers: Mapping[str, tuple[float, float, float]]
+
+
+@torch.no_grad()
+def measure_layer_times(model: nn.Module, images: Tensor, *, cache: Path = CACHE) -> LayerTimes:
+    """Time `model` and each of its ungrouped Conv2d and Linear on `images` (N, ...), on their device.
+
+    Layers are timed where they run, each until the next one starts, with the norms and activations between: by itself a
+    layer would find its weights in the processor's cache. cache: a JSON file of what was measured before, on this
+    device, with as many threads and this PyTorch. Damaged ones are written anew, and so are times that no longer hold
+    (of all layers together, by a quarter). Raises ValueError if the network cannot run on the images, or runs no such
+    layer.
+    """
+    dense = deepcopy(model).eval().requires_grad_(False)
+    keys = _keys(dense, images)
+    if not keys:
+        raise ValueError("the network has no ungrouped Conv2d and no Linear that runs")
+    cache.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(cache.with_suffix(".lock")):  # one process measures at a time
+        network = latency(dense, images).median
+        watched, now = _times(deepcopy(dense), images, keys)
+        known = _read(cache)
+        if not known.keys() >= set(keys.values()) or not 0.8 < _pace(known, keys, now) < 1.25:
+            known |= _measured(dense, images, keys, now)
+            write_atomic(cache, json.dumps(known, indent=1))
+    scale = _pace(known, keys, now) * network / watched
+    layers = {name: tuple(scale * time for time in known[key]) for name, key in keys.items()}
+    return LayerTimes(network, layers)  # type: ignore[arg-type]
+
+
+def _read(cache: Path) -> Lines:
+    try:
+        values = json.loads(cache.read_text())
+    except (OSError, ValueError):
+        return {}
+    return values if isinstance(values, dict) else {}
+
+
+def _keys(model: nn.Module, images: Tensor) -> dict[str, str]:
+    """What the time of each layer depends on, by its name, in the order they run."""
+    inputs: dict[str, list[str]] = defaultdict(list)
+
+    def keep(name: str, x: Tensor) -> None:
+        inputs[name].append(f"{tuple(x.shape)}, strides {x.stride()}")
+
+    matrices = {name: module for name, module in model.named_modules() if is_matrix(module)}
+    hooks = [
+        module.register_forward_pre_hook(lambda _, args, name=name: keep(name, args[0]))
+        for name, module in matrices.items()
+    ]
+    try:
+        model(images)
+    except RuntimeError as error:
+        raise ValueError(f"the network cannot run on {tuple(images.shape)} of {images.dtype}: {error}") from error
+    for hook in hooks:
+        hook.remove()
+    where = f"{processor_name(images.device)}, {torch.__version__}, {images.dtype}"
+    return {name: f"{where}: {matrices[name]} on {'; '.join(calls)}" for name, calls in inputs.items()}
+
+
+def _pace(known: Lines, keys: Mapping[str, str], now: Mapping[str, float]) -> float:
+    """How long the dense layers take now, over how long they took when they were measured."""
+    return sum(now.values()) / sum(known[key][0] for key in keys.values())
+
+
+def _measured(dense: nn.Module, images: Tensor, keys: Mapping[str, str], now: Mapping[str, float]) -> Lines:
+    """Of all layers of the network: `now`, dense, and a line through their times as factors of some ranks."""
+    points: dict[str, list[tuple[int, float]]] = defaultdict(list)
+    for share in _SHARES:
+        ranks = {name: _rank(dense.get_submodule(name), share) for name in keys}
+        network = build_structure(dense, Plan(tuple(Group((name,), 0, rank) for name, rank in ranks.items())))
+        for name, time in _times(network.eval().requires_grad_(False), images, keys)[1].items():
+            points[keys[name]].append((ranks[name], time))
+    return {key: [fmean(now[name] for name in keys if keys[name] == key), *_line(points[key])] for key in points}
+
+
+def _rank(layer: Any, share: float) -> int:
+    rows, columns = unfolded_shape(layer)
+    return max(round(share * (rows * columns // (rows + columns))), 1)
+
+
+def _line(points: list[tuple[int, float]]) -> list[float]:
+    """[fixed, per rank], neither below 0, of least squared relative error: small ranks count as much as large ones."""
+    ranks, times = torch.tensor(points, dtype=torch.float64).T
+    columns = torch.stack([1 / times, ranks / times], 1)
+    if ranks.unique().numel() == 1:
+        return [times.mean().item(), 0.0]
+    return torch.linalg.lstsq(columns, torch.ones_like(times)).solution.clamp_min(0).tolist()
+
+
+def _times(network: nn.Module, images: Tensor, names: Iterable[str]) -> tuple[float, dict[str, float]]:
+    """Milliseconds of the whole network, slowed a little by being watched, and of its layers: each until the next."""
+    now = clock(images.device)
+    passes: list[list[tuple[str, float]]] = []
+
+    def run(x: Tensor) -> None:
+        passes.append([])
+        network(x)
+        passes[-1].append(("", now()))
+
+    for name in names:
+        network.get_submodule(name).register_forward_pre_hook(lambda *_, name=name: passes[-1].append((name, now())))
+    whole = latency(run, images)
+    spent: dict[str, list[float]] = {name: [0.0] * whole.passes for name in names}
+    for index, marks in enumerate(passes[-whole.passes :]):
+        for (name, start), (_, end) in pairwise(marks):
+            spent[name][index] += 1e3 * (end - start)
+    return whole.median, {name: median(times) for name, times in spent.items()}

@@ -1,0 +1,128 @@
+"""Which layers share a factor: options joined while it pays."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from itertools import combinations
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from jointsvd.compression.options import Cost, Kind, Layer, Option, cheapest, eigenvalues_of, gram, half
+from jointsvd.decomposition.svd import improved_subspace
+from jointsvd.decomposition.weighted import objective, roots, times, weighted_ljsvd, weighted_rjsvd
+
+Pooled = dict[Kind, dict[tuple[Any, ...], Tensor]]
+
+
+def merge(options: Sequence[Option], prices: Cost, multiple: int) -> list[Option]:
+    """Join options, two at a time and the most profitable pair first, as long as sharing pays at these prices.
+
+    While searching, spectra are those of each layer's leading directions under the mean metric. What is found is then
+    solved under each layer's own, and kept if it still pays.
+    """
+    ranks = {option.layers[0].name: cheapest(option, prices, multiple).rank for option in options}
+    layers = [option.layers[0] for option in options]
+    pooled = _pooled_roots(layers)
+    sketches: dict[Kind, dict[str, tuple[Tensor, float]]] = {
+        kind: {
+            layer.name: _leading(*half(layer, kind, root), ranks[layer.name])
+            for layer in layers
+            if (root := pooled[kind].get(_side(layer, kind))) is not None
+        }
+        for kind in pooled
+    }
+
+    def join(one: Option, other: Option) -> tuple[float, Option]:
+        """What the best way to share between two options saves, and that way."""
+        separate = sum(cheapest(option, prices, multiple).price(prices) for option in (one, other))
+        best = (0.0, one)
+        for kind in sketches:
+            if _may_join(one, other, kind):
+                choice = cheapest(_sketched(one.layers + other.layers, kind, sketches[kind]), prices, multiple)
+                gain = separate - choice.price(prices)
+                best = (gain, choice.option) if choice.rank and gain > best[0] else best
+        return best
+
+    current = list(options)
+    gains = {pair: join(*pair) for pair in combinations(current, 2)}
+    while gains:
+        pair = max(gains, key=lambda pair: gains[pair][0])
+        gain, joint = gains[pair]
+        if gain <= 0:
+            break
+        current = [option for option in current if option not in pair]
+        gains = {key: value for key, value in gains.items() if not set(key) & set(pair)}
+        gains |= {(option, joint): join(option, joint) for option in current}
+        current.append(joint)
+    separate = {option.layers[0].name: option for option in options}
+    found: list[Option] = []
+    for option in current:
+        parts = [separate[layer.name] for layer in option.layers]
+        joint = _solved(_exact(option, pooled), prices, multiple)
+        pays = cheapest(joint, prices, multiple).price(prices) <= sum(
+            cheapest(part, prices, multiple).price(prices) for part in parts
+        )
+        found += [joint] if pays else parts
+    return found
+
+
+def _may_join(one: Option, other: Option, kind: Kind) -> bool:
+    """Whether all layers agree on the side to share, and what is shared already is the same side."""
+    sides = {_side(layer, kind) for layer in one.layers + other.layers}
+    return len(sides) == 1 and {one.kind, other.kind} <= {"alone", kind}
+
+
+def _sketched(layers: tuple[Layer, ...], kind: Kind, sketches: Mapping[str, tuple[Tensor, float]]) -> Option:
+    rows = torch.cat([sketches[layer.name][0] for layer in layers])
+    gram = rows @ rows.T if len(rows) < rows.shape[1] else rows.T @ rows
+    return Option(layers, kind, eigenvalues_of(gram), sum(sketches[layer.name][1] for layer in layers))
+
+
+def _exact(option: Option, pooled: Pooled) -> Option:
+    if option.kind == "alone":
+        return option
+    root = pooled[option.kind][_side(option.layers[0], option.kind)]
+    grams = [gram(layer, option.kind, root) for layer in option.layers]
+    return Option(option.layers, option.kind, eigenvalues_of(torch.stack(grams).sum(0)))
+
+
+def _solved(option: Option, prices: Cost, multiple: int) -> Option:
+    """The option with what is missed at its best rank, beyond the eigenvalues, as its tail."""
+    choice = cheapest(option, prices, multiple)
+    if option.kind == "alone" or not choice.rank:
+        return option
+    Ws, Cs, Gs = zip(*((layer.W, layer.C, layer.G) for layer in option.layers), strict=True)
+    if option.kind == "left":
+        U, Vs = weighted_ljsvd(Ws, Cs, Gs, choice.rank)
+        products = [U @ V for V in Vs]
+    else:
+        Us, V = weighted_rjsvd(Ws, Cs, Gs, choice.rank)
+        products = [U @ V for U in Us]
+    return replace(option, tail=option.tail + objective(Ws, Cs, Gs, products) - choice.error)
+
+
+def _leading(A: Tensor, M: Tensor, rank: int) -> tuple[Tensor, float]:
+    """Rows whose Gram matrix is about the leading part, well beyond `rank`, of that of `half`; what the rest holds."""
+    size = A.shape[1]
+    start = torch.randn(size, min(2 * rank + 32, size), dtype=A.dtype, generator=torch.Generator().manual_seed(0))
+    Q = improved_subspace(lambda X: A.T @ times(M, A @ X), torch.linalg.qr(start).Q)
+    AQ = A @ Q
+    energies = (AQ * times(M, AQ)).sum(0)
+    rest = (A * times(M, A)).sum() - energies.sum()
+    return (Q * energies.sqrt()).T, max(float(rest), 0.0)
+
+
+def _side(layer: Layer, kind: Kind) -> tuple[Any, ...]:
+    return layer.left_side if kind == "left" else layer.right_side
+
+
+def _pooled_roots(layers: Sequence[Layer]) -> Pooled:
+    """For each side that several layers have in common, the square root of the mean of their metrics there."""
+    found: Pooled = {"left": {}, "right": {}}
+    for kind in found:
+        sides: dict[tuple[Any, ...], list[Tensor]] = {}
+        for layer in layers:
+            sides.setdefault(_side(layer, kind), []).append(layer.C if kind == "left" else layer.G)
+        found[kind] = {side: roots(torch.stack(Ms).mean(0))[0] for side, Ms in sides.items() if len(Ms) > 1}
+    return found

@@ -1,0 +1,1 @@
+"""Matrices in, factors out; torch alone: svd (plain, RJSVD, LJSVD, Bi-JSVD), tucker, weighted."""

@@ -1,0 +1,196 @@
+"""Joint decompositions that change the network's output little, given how its layers are used.
+
+The objective is ``sum_n tr (W_n - A_n)^T C_n (W_n - A_n) G_n`` for the approximations A_n, where C_n (rows, rows) is
+the second moment of what member n multiplies by W_n (rows, cols_n), and G_n (cols_n, cols_n) that of the gradients that
+come back to its outputs: the Kronecker-factored second-order change of the output (Grosse and Martens, arXiv
+1602.01407). With identities these are `rjsvd`, `ljsvd` and `bijsvd`. A moment may also be given as the one block M of a
+block-diagonal ``kron(I, M)``. All is computed in float64; eigendecompositions and a ridge stand in for Cholesky
+factors, so moments may be singular or zero.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from jointsvd.decomposition.svd import leading_eigenvectors
+
+RIDGE = 1e-3  # of the mean eigenvalue, for directions that the calibration data do not show
+TOLERANCE = 1e-4  # alternations end when the objective falls by less than this share
+MAX_ITERATIONS = 20
+_CG_STEPS = 6
+
+
+def weighted_rjsvd(
+    Ws: Sequence[Tensor], Cs: Sequence[Tensor], Gs: Sequence[Tensor], rank: int
+) -> tuple[list[Tensor], Tensor]:
+    """``W_n ~ U_n V`` with one V: `weighted_ljsvd` of the transposes.
+
+    Ws: N matrices (rows_n, cols), Cs: (rows_n, rows_n), Gs: (cols, cols), symmetric positive semidefinite. Returns U_n
+    (rows_n, rank) and V (rank, cols). Raises ValueError for shapes that do not fit together and bad ranks.
+    """
+    V, Us = weighted_ljsvd([W.T for W in Ws], Gs, Cs, rank)
+    return [U.T.contiguous() for U in Us], V.T.contiguous()
+
+
+def weighted_ljsvd(
+    Ws: Sequence[Tensor], Cs: Sequence[Tensor], Gs: Sequence[Tensor], rank: int
+) -> tuple[Tensor, list[Tensor]]:
+    """``W_n ~ U V_n`` with one U. Closed form for one member, or if all C_n agree up to their scale: truncated SVD of
+    ``C^1/2 W G^1/2``. Else that of the mean C, all scaled alike, is the start, and V_n by least squares and U by
+    conjugate gradients take turns until the objective settles.
+
+    Ws: N matrices (rows, cols_n). Returns U (rows, rank) and V_n (rank, cols_n), `balanced`. Raises ValueError as
+    `weighted_rjsvd`.
+    """
+    doubles, Cs, Gs = _checked(Ws, Cs, Gs)
+    if not 1 <= rank <= len(doubles[0]):
+        raise ValueError(f"rank must be between 1 and {len(doubles[0])} for these matrices, got {rank}")
+    scales = [C.diagonal().mean() for C in Cs]
+    Cs = [C / scale for C, scale in zip(Cs, scales, strict=True)]
+    pairs = [roots(G * scale) for G, scale in zip(Gs, scales, strict=True)]
+    U, Ys = _fit_left([times(root, W.T).T for W, (root, _) in zip(doubles, pairs, strict=True)], Cs, rank)
+    Vs = [times(inverse_root, Y.T).T for Y, (_, inverse_root) in zip(Ys, pairs, strict=True)]
+    U, Vs = balanced(U, Vs)
+    return _like(U, Ws[0]), [_like(V, Ws[0]) for V in Vs]
+
+
+def weighted_bijsvd(
+    Ws: Sequence[Tensor], Cs: Sequence[Tensor], Gs: Sequence[Tensor], left_rank: int, right_rank: int
+) -> tuple[list[Tensor], Tensor, Tensor, list[Tensor]]:
+    """``W_n ~ U_n V + U V_n``: the two fits take turns on each other's residuals, from zero, until the error settles.
+
+    Returns U_n, V, U, V_n as `bijsvd` does. With one rank 0 this is `weighted_ljsvd` or `weighted_rjsvd`, and the
+    factors of the other are empty. Raises ValueError as `weighted_rjsvd`.
+    """
+    nothing = Ws[0].new_zeros(0, 0)
+    if not left_rank:
+        return *weighted_rjsvd(Ws, Cs, Gs, right_rank), nothing, []
+    if not right_rank:
+        return [], nothing, *weighted_ljsvd(Ws, Cs, Gs, left_rank)
+    left = [torch.zeros_like(W) for W in Ws]
+    previous = float("inf")
+    for _ in range(MAX_ITERATIONS):
+        Us, V = weighted_rjsvd([W - A for W, A in zip(Ws, left, strict=True)], Cs, Gs, right_rank)
+        right = [U_n @ V for U_n in Us]
+        U, Vs = weighted_ljsvd([W - A for W, A in zip(Ws, right, strict=True)], Cs, Gs, left_rank)
+        left = [U @ V_n for V_n in Vs]
+        error = objective(Ws, Cs, Gs, [one + other for one, other in zip(left, right, strict=True)])
+        if error > previous * (1 - TOLERANCE):
+            break
+        previous = error
+    return Us, V, U, Vs
+
+
+def objective(
+    Ws: Sequence[Tensor], Cs: Sequence[Tensor], Gs: Sequence[Tensor], approximations: Sequence[Tensor]
+) -> float:
+    """``sum_n tr (W_n - A_n)^T C_n (W_n - A_n) G_n``, without a ridge."""
+    total = 0.0
+    for W, C, G, A in zip(Ws, Cs, Gs, approximations, strict=True):
+        D = (W - A).detach().double()
+        total += float((times(C.double(), D) * times(G.double(), D.T).T).sum())
+    return total
+
+
+def balanced(U: Tensor, Vs: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
+    """The same products ``U V_n`` from factors of equal singular values, ``U^T U = sum_n V_n V_n^T``: of all gauges the
+    one of least norm, from which gradient descent does not blow one factor up through a large other one."""
+    if U.shape[1] > min(len(U), sum(V.shape[1] for V in Vs)):
+        return U, list(Vs)  # more ranks than there can be
+    Q_u, R_u = torch.linalg.qr(U)
+    Q_v, R_v = torch.linalg.qr(torch.cat(list(Vs), 1).T)
+    A, values, B = torch.linalg.svd(R_u @ R_v.T)
+    root = values.sqrt()
+    V = (Q_v @ B.T * root).T
+    return Q_u @ A * root, list(V.split([V_n.shape[1] for V_n in Vs], 1))
+
+
+def times(M: Tensor, X: Tensor) -> Tensor:
+    """``kron(I, M) X``, with the identity that fits the rows of X (rows, cols); just M X if M has as many."""
+    return (M @ X.reshape(-1, len(M), X.shape[1])).reshape(X.shape)
+
+
+def with_ridge(C: Tensor) -> Tensor:
+    """C plus a small multiple of the identity; the identity itself for a zero moment."""
+    mean = C.diagonal().mean()
+    return C + torch.eye(len(C), dtype=C.dtype, device=C.device) * (RIDGE * mean if mean > 0 else 1.0)
+
+
+def roots(C: Tensor) -> tuple[Tensor, Tensor]:
+    """C^1/2 and C^-1/2 of a symmetric positive definite matrix."""
+    eigenvalues, Q = torch.linalg.eigh(C)
+    values = eigenvalues.clamp_min(eigenvalues[-1] * 1e-12).sqrt()
+    return Q * values @ Q.T, Q / values @ Q.T
+
+
+def _fit_left(Ws: Sequence[Tensor], Cs: Sequence[Tensor], rank: int) -> tuple[Tensor, list[Tensor]]:
+    """U (rows, rank) and V_n for G_n = I."""
+    U = _pooled_left(Ws, Cs, rank)
+    if len(Ws) == 1:
+        CU = times(Cs[0], U)
+        return U, [torch.linalg.pinv(U.T @ CU, hermitian=True) @ (CU.T @ Ws[0])]
+    previous = float("inf")
+    for _ in range(MAX_ITERATIONS):
+        CUs = [times(C, U) for C in Cs]
+        Vs = [torch.linalg.pinv(U.T @ CU, hermitian=True) @ (CU.T @ W) for W, CU in zip(Ws, CUs, strict=True)]
+        residuals = [W - U @ V for W, V in zip(Ws, Vs, strict=True)]
+        error = float(sum((D * times(C, D)).sum() for D, C in zip(residuals, Cs, strict=True)))
+        if error > previous * (1 - TOLERANCE):
+            break
+        previous = error
+        U = torch.linalg.qr(_improved_left(Ws, Cs, U, Vs)).Q
+    return U, Vs
+
+
+def _pooled_left(Ws: Sequence[Tensor], Cs: Sequence[Tensor], rank: int) -> Tensor:
+    """The best U if every member had the mean of all moments."""
+    C = torch.stack(list(Cs)).mean(0)
+    root, inverse_root = roots(C)
+    half = times(root, torch.cat(list(Ws), 1))
+    return times(inverse_root, leading_eigenvectors(half @ half.T, rank))
+
+
+def _improved_left(Ws: Sequence[Tensor], Cs: Sequence[Tensor], U: Tensor, Vs: Sequence[Tensor]) -> Tensor:
+    """Some steps of conjugate gradients from U towards ``sum_n C_n U V_n V_n^T = sum_n C_n W_n V_n^T``, which has no
+    closed form; each lowers the objective."""
+    grams = [V @ V.T for V in Vs]
+
+    def multiply(X: Tensor) -> Tensor:
+        return torch.stack([times(C, X @ G) for C, G in zip(Cs, grams, strict=True)]).sum(0)
+
+    residual = torch.stack([times(C, W @ V.T) for W, C, V in zip(Ws, Cs, Vs, strict=True)]).sum(0) - multiply(U)
+    direction, energy = residual, residual.square().sum()
+    for _ in range(_CG_STEPS):
+        image = multiply(direction)
+        curvature = (direction * image).sum()
+        if curvature <= 0:
+            break
+        step = energy / curvature
+        U, residual = U + step * direction, residual - step * image
+        energy, previous = residual.square().sum(), energy
+        direction = residual + (energy / previous) * direction
+    return U
+
+
+def _checked(
+    Ws: Sequence[Tensor], Cs: Sequence[Tensor], Gs: Sequence[Tensor]
+) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+    """All in float64, the moments with their ridge."""
+    if not Ws or not len(Ws) == len(Cs) == len(Gs):
+        raise ValueError(f"needs two moments for each of at least one matrix, got {len(Ws)}, {len(Cs)}, {len(Gs)}")
+    for W, C, G in zip(Ws, Cs, Gs, strict=True):
+        moments = zip(W.shape, (C, G), strict=False)
+        if W.ndim != 2 or any(M.ndim != 2 or M.shape[0] != M.shape[1] or n % len(M) for n, M in moments):
+            shapes = ", ".join(str(tuple(x.shape)) for x in (W, C, G))
+            raise ValueError(f"a matrix (rows, cols) needs moments (rows, rows) and (cols, cols), got {shapes}")
+        if not all(torch.isfinite(x).all() for x in (W, C, G)):
+            raise ValueError("a matrix or a moment holds NaN or infinite values")
+    if len({len(W) for W in Ws}) > 1:
+        raise ValueError(f"a shared factor needs sides of one length, got {[tuple(W.shape) for W in Ws]}")
+    with_ridges = [[with_ridge(M.detach().double().to(Ws[0].device)) for M in Ms] for Ms in (Cs, Gs)]
+    return [W.detach().double() for W in Ws], *with_ridges  # type: ignore[return-value]
+
+
+def _like(x: Tensor, reference: Tensor) -> Tensor:
+    return x.to(reference.dtype).contiguous()

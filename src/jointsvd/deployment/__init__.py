@@ -1,0 +1,1 @@
+"""Networks made to run elsewhere: inference form, ONNX, int8. In order: inference, onnx_runtime, export, quantize_shared, quantize."""

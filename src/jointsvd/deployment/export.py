@@ -1,0 +1,146 @@
+"""python -m jointsvd.deployment.export checkpoint=FILE data=digits: a saved network as a file that runs without jointsvd.
+
+A shared factor is stored once and used by all its layers, in ONNX as one initializer.
+"""
+
+import warnings
+from copy import deepcopy
+from io import BytesIO
+from pathlib import Path
+
+import hydra
+import onnx_ir
+import torch
+from omegaconf import DictConfig
+from onnx_ir.passes.common import ClearMetadataAndDocStringPass, DeduplicateInitializersPass
+from onnxscript.optimizer import optimize_ir
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from jointsvd.deployment.onnx_runtime import onnx_session
+from jointsvd.deployment.quantize import quiet, to_int8
+from jointsvd.experiment.settings import CONF, read_data
+from jointsvd.network.cost import num_parameters
+from jointsvd.network.files import write_atomic
+from jointsvd.training.checkpoints import load_network
+
+TOLERANCE = 1e-4  # of the largest output
+SUFFIXES = {"onnx": ".onnx", "int8": ".int8.onnx", "torch": ".pt2"}
+
+
+def to_onnx(network: nn.Module, example: Tensor) -> bytes:
+    """An ONNX file of `network` for batches of any size; its output is compared with PyTorch's in ONNX Runtime.
+
+    example: (N, ...) two or more images on the network's device. The graph's input is "images", its output "logits".
+    Raises ValueError for a network in training mode, on another device or that cannot run on `example`, and
+    RuntimeError if the outputs differ by more than TOLERANCE.
+    """
+    expected = _outputs(network, example)
+    plain = _with_plain_norms(network)
+    with quiet(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        program = torch.onnx.export(
+            plain,
+            (example,),
+            dynamo=True,
+            dynamic_shapes=({0: torch.export.Dim("batch")},),
+            input_names=["images"],
+            output_names=["logits"],
+            verbose=False,
+            optimize=False,
+        )
+        assert program is not None
+        optimize_ir(program.model, should_fold=_fold)
+        for clean in (ClearMetadataAndDocStringPass(), DeduplicateInitializersPass()):
+            clean(program.model)
+    outputs = set(program.model.graph.outputs)
+    for value in {value for node in program.model.graph for value in node.outputs} - outputs:
+        value.shape = value.type = None  # ONNX Runtime infers them
+    content = onnx_ir.to_proto(program.model).SerializeToString()
+    _check(expected, torch.from_numpy(onnx_session(content)(example.cpu())))
+    return content
+
+
+def _fold(node: onnx_ir.Node) -> bool | None:
+    """Not the factors of Bi-JSVD: those that layers share are in the file once. Others as the optimizer likes."""
+    weights = node.op_type == "Concat" and all(value is not None and value.is_initializer() for value in node.inputs)
+    return False if weights else None
+
+
+def to_torch(network: nn.Module, example: Tensor) -> bytes:
+    """A torch.export file of `network` for batches of any size, for `torch.export.load`. Raises as `to_onnx`."""
+    expected = _outputs(network, example)
+    program = torch.export.export(network, (example,), dynamic_shapes=({0: torch.export.Dim("batch")},))
+    file = BytesIO()
+    torch.export.save(program, file)
+    with torch.no_grad():
+        _check(expected, torch.export.load(BytesIO(file.getvalue())).module()(example).cpu())
+    return file.getvalue()
+
+
+@torch.no_grad()
+def _outputs(network: nn.Module, example: Tensor) -> Tensor:
+    device = next(network.parameters()).device
+    if any(module.training for module in network.modules()) or example.device != device or len(example) < 2:
+        mode = "training" if any(module.training for module in network.modules()) else "evaluation"
+        raise ValueError(
+            f"export needs a network in evaluation mode (call .eval()) and two images on its device, {device}; got "
+            f"{tuple(example.shape)} on {example.device}, and a network in {mode} mode"
+        )
+    if (dtype := next(network.parameters()).dtype) != torch.float32:
+        raise ValueError(f"export needs a network in float32, got {dtype}; call network.float()")
+    try:
+        return network(example).cpu()
+    except RuntimeError as error:
+        raise ValueError(f"the network cannot run on images {tuple(example.shape)}: {error}") from error
+
+
+def _check(expected: Tensor, found: Tensor) -> None:
+    error = float((expected - found).abs().max() / expected.abs().max().clamp_min(1e-12))
+    if not error <= TOLERANCE:
+        raise RuntimeError(f"the exported network's output differs by {error:.1e} of the largest one")
+
+
+def _with_plain_norms(network: nn.Module) -> nn.Module:
+    """A copy whose batch norms have mean 0 and variance 1, which are stored once; weight and bias do the rest."""
+    copy = deepcopy(network)
+    for norm in copy.modules():
+        if isinstance(norm, _BatchNorm) and norm.running_mean is not None and norm.running_var is not None:
+            scale = (norm.running_var + norm.eps).rsqrt()
+            weight = scale if norm.weight is None else scale * norm.weight
+            bias = -norm.running_mean * weight + (0 if norm.bias is None else norm.bias)
+            norm.weight, norm.bias = nn.Parameter(weight), nn.Parameter(bias)
+            norm.running_mean, norm.running_var = torch.zeros_like(bias), torch.full_like(bias, 1 - norm.eps)
+    return copy
+
+
+@hydra.main(config_path=CONF, config_name="export", version_base="1.3")
+def main(cfg: DictConfig) -> None:
+    try:
+        network = load_network(cfg.checkpoint).eval()
+        content = _convert(cfg, network)
+    except (ValueError, FileNotFoundError, RuntimeError) as error:
+        raise SystemExit(str(error)) from error
+    path = Path(cfg.output or Path(cfg.checkpoint).with_suffix(SUFFIXES[cfg.format]))
+    write_atomic(path, content)
+    ratio = len(content) / (4 * num_parameters(network))
+    print(f"Saved {path}: {len(content):,} bytes, {ratio:.3f} times those of the parameters in float32")
+
+
+def _convert(cfg: DictConfig, network: nn.Module) -> bytes:
+    if cfg.format not in SUFFIXES:
+        raise ValueError(f"format is one of {', '.join(SUFFIXES)}, got {cfg.format!r}")
+    data = read_data(cfg) if "data" in cfg else None
+    if (data is None) == (cfg.input_size is None) or (data is None and cfg.format == "int8"):
+        raise ValueError("give input_size=[channels,height,width], or data= for the images of int8, not both")
+    example = torch.rand(2, *(data.input_size if data else cfg.input_size))
+    if cfg.format == "torch":
+        return to_torch(network, example)
+    content = to_onnx(network, example)
+    if data is None or cfg.format == "onnx":
+        return content
+    return to_int8(content, data.calibration_batches(cfg.calibration_images, cfg.seed))
+
+
+if __name__ == "__main__":
+    main()

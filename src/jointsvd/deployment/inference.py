@@ -1,0 +1,191 @@
+"""A network made ready to run: each layer in its faster form, batch norms folded in, the better memory format."""
+
+import logging
+from collections import Counter
+from collections.abc import Callable
+from copy import deepcopy
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from torch import Tensor, fx, nn
+from torch.nn.utils import fuse_conv_bn_eval
+
+from jointsvd.network.layers import (
+    CoupledTuckerConv2d,
+    FactorLayer,
+    FactorPair,
+    MatrixLayer,
+    TuckerConv2d,
+    TwoBranches,
+    fold,
+    is_matrix,
+    unfold,
+)
+from jointsvd.network.surgery import replace
+from jointsvd.network.timing import latency
+
+_FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
+_TOLERANCE = 1e-4  # of the largest output
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """report: for each layer that was factored, its name, the milliseconds of an image batch as factors and multiplied
+    out, and what was chosen. milliseconds: of the whole network in each memory format, the faster of which was chosen.
+    """
+
+    model: nn.Module
+    report: list[dict[str, Any]]
+    milliseconds: dict[str, float]
+
+
+@torch.inference_mode(False)
+@torch.no_grad()
+def prepare_for_inference(model: nn.Module, example_input: Tensor, *, passes: int = 30) -> Prepared:
+    """A copy of `model` that computes the same faster, as measured here and now on `example_input` (N, ...).
+
+    The branches of Bi-JSVD become one pair of factors; every factored layer stays so or is multiplied out, whichever is
+    faster; batch norms go into the layer before them, unless that would change a factor that others share; then the
+    faster of PyTorch's memory formats is taken. passes: timed, of which the median counts. `model` stays as it was.
+    Raises ValueError for an input on another device, or that the network cannot run on.
+    """
+    device = next((parameter.device for parameter in model.parameters()), example_input.device)
+    if example_input.device != device:
+        raise ValueError(f"the model is on {device}, example_input on {example_input.device}")
+    candidates = {}
+    for name, memory_format in _FORMATS.items():
+        if example_input.ndim != 4 and name != "contiguous":
+            continue
+        copy = deepcopy(model).eval().requires_grad_(False).to(memory_format=memory_format)
+        images = example_input.contiguous(memory_format=memory_format) if example_input.ndim == 4 else example_input
+        report = _choose(copy, images, passes, memory_format)
+        copy = _folded(copy, images).to(memory_format=memory_format)
+        candidates[name] = (latency(copy, images, passes=passes).median, copy, report)
+    best = min(candidates, key=lambda name: candidates[name][0])
+    times = {name: candidate[0] for name, candidate in candidates.items()}
+    _log.info("%s of %s ms", best, times)
+    return Prepared(candidates[best][1], candidates[best][2], times)
+
+
+def _choose(model: nn.Module, images: Tensor, passes: int, memory_format: torch.memory_format) -> list[dict[str, Any]]:
+    """Put the faster form in the place of every factored layer."""
+    inputs: dict[str, Tensor] = {}
+    layers = {name: module for name, module in model.named_modules() if isinstance(module, FactorLayer)}
+    layers = {name: layer for name, layer in layers.items() if name.rpartition(".")[0] not in layers}  # not of branches
+
+    def keep(name: str) -> Callable[..., None]:
+        return lambda _, args: inputs.update({name: args[0]})
+
+    hooks = [layer.register_forward_pre_hook(keep(name)) for name, layer in layers.items()]
+    try:
+        model(images)
+    except RuntimeError as error:
+        raise ValueError(f"the network cannot run on {tuple(images.shape)} of {images.dtype}: {error}") from error
+    finally:
+        for hook in hooks:
+            hook.remove()
+    report: list[dict[str, Any]] = []
+    known: dict[Any, dict[str, float]] = {}  # layers of one shape and rank are measured once
+    for name, layer in layers.items():
+        if name not in inputs:
+            continue  # it does not run
+        pair = _one_pair(layer) if isinstance(layer, TwoBranches) else layer
+        forms: dict[str, nn.Module] = {"factors": pair, "dense": multiplied_out(pair)}
+        forms = {form: module.to(memory_format=memory_format) for form, module in forms.items()}
+        alike = (repr(pair), inputs[name].shape)
+        if alike not in known:
+            known[alike] = {form: latency(m, inputs[name], passes=passes).median for form, m in forms.items()}
+        times = known[alike]
+        choice = min(times, key=lambda form: times[form])
+        replace(model, layer, forms[choice])
+        report.append({"layer": name, "choice": choice, **{f"{form} ms": time for form, time in times.items()}})
+    return report
+
+
+def multiplied_out(layer: FactorLayer) -> MatrixLayer:
+    """The plain conv or linear layer that computes what `layer` does."""
+    match layer:
+        case FactorPair():
+            weight, bias = unfold(layer.u.weight) @ unfold(layer.v.weight), layer.v.bias
+            if isinstance(layer.u, nn.Linear) or isinstance(layer.v, nn.Linear):
+                rows, columns = weight.shape
+                return _filled(nn.Linear(rows, columns, bias=bias is not None, device="meta"), weight.T, bias)
+            shape = (layer.v.out_channels, layer.u.in_channels, layer.u.kernel_size[0], layer.v.kernel_size[1])
+            return _conv(fold(weight, shape), bias, layer.u, layer.v)
+        case TwoBranches():
+            return multiplied_out(_one_pair(layer))
+        case TuckerConv2d():
+            first, core, last = layer.first.weight[..., 0, 0], layer.core.weight, layer.last.weight[..., 0, 0]
+            return _conv(torch.einsum("ai,bahw,ob->oihw", first, core, last), layer.last.bias, layer.core, layer.core)
+        case CoupledTuckerConv2d():
+            own, shared = multiplied_out(layer.own), multiplied_out(layer.shared)
+            return _filled(own, own.weight + shared.weight, own.bias)
+
+
+def _one_pair(layer: TwoBranches) -> FactorPair:
+    """``[U_n, U] [V; V_n]``: both branches as one pair, with factors of its own."""
+    pair = deepcopy(layer.right)
+    for joined, weight in zip((pair.u, pair.v), layer.joined(), strict=True):
+        joined.weight = nn.Parameter(weight, requires_grad=False)
+        if isinstance(joined, nn.Conv2d):
+            joined.out_channels, joined.in_channels = weight.shape[:2]
+    return pair
+
+
+def _folded(model: nn.Module, images: Tensor) -> nn.Module:
+    """A copy with each batch norm that alone follows a layer in that layer's weights, where these are its own; or
+    `model`, if the copy computes something else."""
+    folded = deepcopy(model)
+    try:
+        _fold_norms(folded)
+        expected, found = model(images), folded(images)
+        if torch.allclose(found, expected, rtol=0, atol=_TOLERANCE * float(expected.abs().max())):
+            return folded
+        _log.info("batch norms stay: folded, the network computes something else")
+    except Exception as error:  # a forward with branches on values, say, cannot be traced
+        _log.info("batch norms stay: %s", error)
+    return model
+
+
+def _fold_norms(model: nn.Module) -> None:
+    graph = _Leaves().trace(model)
+    modules = dict(model.named_modules())
+    calls = Counter(node.target for node in graph.nodes if node.op == "call_module")
+    users = Counter(id(parameter) for module in modules.values() for parameter in module._parameters.values())
+    for node in graph.nodes:
+        norm = modules.get(node.target) if node.op == "call_module" else None
+        before = node.args[0] if type(norm) is nn.BatchNorm2d and norm.track_running_stats else None
+        if not isinstance(before, fx.Node) or before.op != "call_module" or len(before.users) > 1:
+            continue
+        layer = modules[before.target]
+        last = layer.v if isinstance(layer, FactorPair) else layer.last if isinstance(layer, TuckerConv2d) else layer
+        own = isinstance(last, nn.Conv2d) and users[id(last.weight)] == 1
+        if own and calls[before.target] == calls[node.target] == 1:
+            replace(model, last, fuse_conv_bn_eval(cast(nn.Conv2d, last), cast(nn.BatchNorm2d, norm)))
+            replace(model, cast(nn.Module, norm), nn.Identity())
+
+
+class _Leaves(fx.Tracer):
+    def is_leaf_module(self, module: nn.Module, name: str) -> bool:
+        return isinstance(module, FactorLayer) or is_matrix(module) or super().is_leaf_module(module, name)
+
+
+def _conv(weight: Tensor, bias: Tensor | None, vertical: nn.Conv2d, horizontal: nn.Conv2d) -> nn.Conv2d:
+    """The conv of that weight with the geometries of two others, each along its own axis."""
+
+    def both(name: str) -> Any:
+        tall, wide = getattr(vertical, name), getattr(horizontal, name)
+        return tall if isinstance(tall, str) else (tall[0], wide[1])
+
+    out_channels, in_channels, *size = weight.shape
+    geometry = {name: both(name) for name in ("stride", "padding", "dilation")}
+    geometry |= {"padding_mode": vertical.padding_mode, "bias": bias is not None, "device": "meta"}
+    return _filled(nn.Conv2d(in_channels, out_channels, (size[0], size[1]), **geometry), weight, bias)
+
+
+def _filled(layer: Any, weight: Tensor, bias: Tensor | None) -> Any:
+    layer.weight = nn.Parameter(weight.contiguous(), requires_grad=False)
+    layer.bias = None if bias is None else nn.Parameter(bias.detach(), requires_grad=False)
+    return layer.eval()

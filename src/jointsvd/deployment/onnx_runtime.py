@@ -1,0 +1,53 @@
+"""ONNX files in ONNX Runtime, on the CPU."""
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import Tensor
+from torchmetrics.classification import MulticlassAccuracy
+
+from jointsvd.training.data import ImageData
+
+try:
+    import onnxruntime
+except ImportError as error:
+    raise ImportError("ONNX Runtime is missing; install it: pip install onnxruntime") from error
+
+Run = Callable[[Tensor], np.ndarray]
+
+
+def onnx_session(content: bytes, threads: int | None = None) -> Run:
+    """What computes the logits of images (N, C, H, W) with an ONNX file of `to_onnx` or `to_int8`.
+
+    threads: by default as many as PyTorch uses. Raises ValueError for content that ONNX Runtime cannot read (damaged,
+    of a newer opset), and what is returned for images that the network cannot take.
+    """
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads or torch.get_num_threads()
+    options.log_severity_level = 3  # errors alone
+    again = "export it again with python -m jointsvd.deployment.export"
+    try:
+        session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # it has a class for each kind
+        raise ValueError(f"ONNX Runtime {onnxruntime.__version__} cannot read this file; {again} ({error})") from error
+    names = [given.name for given in session.get_inputs()]
+    if names != ["images"]:
+        raise ValueError(f'the file\'s inputs are {names}, not ["images"]; {again}')
+
+    def run(images: Tensor) -> np.ndarray:
+        try:
+            return session.run(None, {"images": images.numpy()})[0]
+        except Exception as error:
+            raise ValueError(f"the network cannot run on images {tuple(images.shape)}: {error}") from error
+
+    return run
+
+
+def top1(run: Run, data: ImageData) -> float:
+    """Percent of the test images that `run` gets right."""
+    accuracy = MulticlassAccuracy(data.num_classes, average="micro")
+    for batch in data.val_dataloader():
+        images, labels = data.on_after_batch_transfer(batch, 0)
+        accuracy.update(torch.from_numpy(run(images)), labels)
+    return 100 * float(accuracy.compute())

@@ -1,0 +1,1 @@
+"""One run of the lab: settings (checked), stages (a file made once), locks, resume. No Hydra."""

@@ -1,0 +1,84 @@
+"""What `compress` did to each layer and why, as a table and a picture."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch
+
+from jointsvd.results.rendered import write_picture, write_table
+
+COLORS = {"dense": "#9a9a9a", "alone": "#4477aa", "left": "#cc6677", "right": "#ddaa33"}
+_MEANING = {"dense": "dense", "alone": "own U and V", "left": "shared U", "right": "shared V"}
+
+
+def allocation_table(report: Sequence[dict[str, Any]]) -> pd.DataFrame:
+    """The lines of `Compressed.report` as text."""
+    total = sum(line["parameters"] for line in report), sum(line["flops"] for line in report)
+    lines = [
+        {
+            "layers": _short(line["layers"]),
+            "what": _MEANING[line["choice"]],
+            "rank": line["rank"] or "",
+            "break-even": line["largest_rank"] or "",
+            "parameters": f"{line['parameters']:,}",
+            "times fewer": f"{line['dense_parameters'] / line['parameters']:.1f}",
+            "% of parameters": f"{100 * line['parameters'] / total[0]:.1f}",
+            "% of FLOPs": f"{100 * line['flops'] / total[1]:.1f}",
+            "predicted error": f"{line['predicted_error']:.1e}",
+            "reached": f"{line['reached_error']:.1e}",
+            "why": _reason(line),
+        }
+        for line in report
+    ]
+    return pd.DataFrame(lines)
+
+
+def allocation_picture(report: Sequence[dict[str, Any]]) -> Figure:
+    """A bar for each choice: its share of parameters and of FLOPs, its predicted error; its rank written beside."""
+    figure = Figure(figsize=(11, 0.24 * len(report) + 1.8), layout="constrained")
+    axes = figure.subplots(1, 3, sharey=True, width_ratios=(1.2, 1, 1))
+    places, colors = range(len(report)), [COLORS[line["choice"]] for line in report]
+    for axis, key, title in zip(
+        axes,
+        ("parameters", "flops", "predicted_error"),
+        ("% of parameters", "% of FLOPs", "% of the predicted error"),
+        strict=True,
+    ):
+        total = sum(line[key] for line in report) or 1
+        axis.barh(places, [100 * line[key] / total for line in report], color=colors)
+        axis.set(xlabel=title)
+        axis.spines[["top", "right"]].set_visible(False)
+        axis.grid(alpha=0.3, axis="x")
+        axis.set_axisbelow(True)
+    for place, line in zip(places, report, strict=True):
+        share = 100 * line["parameters"] / (sum(line["parameters"] for line in report) or 1)
+        axes[0].annotate(f" {line['rank'] or ''}", (share, place), va="center", fontsize=7)
+    axes[0].set_yticks(places, [_short(line["layers"]) for line in report], fontsize=7)
+    axes[0].set_title("numbers: rank", fontsize="small", loc="right")
+    axes[0].set_ylim(len(report) - 0.4, -0.6)
+    used = [kind for kind in COLORS if any(line["choice"] == kind for line in report)]
+    handles = [Patch(color=COLORS[kind], label=_MEANING[kind]) for kind in used]
+    figure.legend(handles=handles, loc="outside upper center", ncols=len(used), frameon=False)
+    return figure
+
+
+def describe(report: Sequence[dict[str, Any]], folder: Path) -> pd.DataFrame:
+    """Write layers.md and layers.png of a report to `folder`; returns the table."""
+    table = allocation_table(report)
+    write_table(folder / "layers.md", table)
+    write_picture(folder / "layers.png", allocation_picture(report))
+    return table
+
+
+def _short(layers: Sequence[str]) -> str:
+    return layers[0] if len(layers) == 1 else f"{layers[0]} + {len(layers) - 1}: {layers[-1]}"
+
+
+def _reason(line: dict[str, Any]) -> str:
+    if line["choice"] == "dense":
+        return "a rank costs more than it saves" if line["largest_rank"] else "no rank is smaller"
+    alike = {"left": "they read alike", "right": "they write alike"}
+    return alike.get(line["choice"], "ranks worth their price")

@@ -1,0 +1,70 @@
+"""Weights & Biases: where runs go, and the one run that owns the table of a sweep."""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import wandb
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+from pytorch_lightning.loggers import WandbLogger
+
+from jointsvd.results.rows import digest
+
+
+def is_offline() -> bool:
+    """No API key, or WANDB_MODE says so: runs are written to disk alone."""
+    # WandbLogger(offline=True) sets WANDB_MODE to "dryrun" for the rest of the process
+    if os.environ.get("WANDB_MODE", "online") in ("offline", "dryrun"):
+        return True
+    try:
+        return not wandb.login(prompt=False)
+    except wandb.errors.UsageError:  # no key
+        return True
+
+
+def make_logger(cfg: DictConfig, folder: Path) -> WandbLogger:
+    """A logger for the run of `folder`, in the sweep's group, that holds the run's configuration."""
+    offline = is_offline()
+    mode = "offline" if offline else None  # W&B has read its environment already, which is all that `offline` sets
+    logger = instantiate(cfg.logger, name=folder.name, save_dir=folder, offline=offline, mode=mode)
+    logger.log_hyperparams(OmegaConf.to_container(cfg, resolve=True))
+    return logger
+
+
+def log_run(cfg: DictConfig, folder: Path, values: Mapping[str, Any]) -> None:
+    """Put the row of a run into the summary of its W&B run, and end it; a run without training begins here."""
+    run = wandb.run or make_logger(cfg, folder).experiment
+    run.summary.update(dict(values))
+    run.finish()
+
+
+def log_summary(folder: Path, table: pd.DataFrame, rows: pd.DataFrame, logger: Mapping[str, Any]) -> None:
+    """Log the table, the rows it is made from and the picture to the run "summary" of the sweep's group."""
+    offline = is_offline()
+    if wandb.run is not None:
+        wandb.finish()  # of a run that failed
+    with wandb.init(
+        project=logger["project"],
+        group=folder.name,
+        name="summary",
+        job_type="summary",
+        id=f"summary-{digest({'folder': str(folder)})}",
+        resume=None if offline else "allow",
+        dir=folder,
+        mode="offline" if offline else None,
+    ) as run:
+        run.log(
+            {
+                "accuracy_vs_compression": wandb.Table(dataframe=table),
+                "rows": wandb.Table(dataframe=rows),
+                "accuracy": wandb.Image(str(folder / "accuracy.png")),
+            }
+        )
+    if offline:
+        places = [folder, folder / "*", folder.parent / "dense" / "*"]  # the summary, the runs, their dense networks
+        patterns = " ".join(f"{place}/wandb/offline-run-*" for place in places)
+        reason = "no API key, or WANDB_MODE=offline"
+        print(f"W&B: {reason}, so runs were written offline; upload them by: wandb sync {patterns}")

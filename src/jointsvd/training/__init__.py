@@ -1,0 +1,1 @@
+"""Dense networks and weights from files, image sets, schedules, training with Lightning, devices."""

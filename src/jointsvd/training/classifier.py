@@ -1,0 +1,213 @@
+"""Training: `Classifier` is the LightningModule, `fit` and `evaluate` run it."""
+
+import time
+from collections.abc import Mapping
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+import torch.nn.functional as F
+from omegaconf import ListConfig
+from pytorch_lightning.callbacks import ModelCheckpoint
+from pytorch_lightning.plugins.io import TorchCheckpointIO
+from torch import Tensor, nn
+from torch.optim import SGD, Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+from torchmetrics import CatMetric, MetricCollection
+from torchmetrics.classification import MulticlassAccuracy
+
+from jointsvd.network.files import write_atomic
+from jointsvd.results.paired import pack
+from jointsvd.training.data import ImageData
+from jointsvd.training.recovery import distillation_loss, factors_of, squared_products
+from jointsvd.training.schedule import Schedule
+
+_NO_SCHEDULE = "a Classifier without a schedule only evaluates"
+
+
+class Classifier(pl.LightningModule):
+    """A network, trained with cross-entropy by `schedule`; top-1 and top-5 on the test set after every epoch.
+
+    header: strings kept in checkpoints, that say which network the weights are of. teacher: the dense network, for a
+    schedule with distillation.
+    accuracy: on the test set after the last epoch so far, as `evaluate` gives it; None if not tested after that epoch.
+    best_top1: the highest top-1 (percent) after any tested epoch so far. seconds: of training and testing until the
+    last epoch's end. All three survive a resumed run.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        num_classes: int,
+        schedule: Schedule | None = None,
+        header: Mapping[str, str] | None = None,
+        teacher: nn.Module | None = None,
+    ):
+        super().__init__()
+        self.teachers = () if teacher is None else (teacher,)  # in a tuple, so that it is no part of the network
+        self.network, self.schedule, self.header = network, schedule, dict(header or {})
+        self.metrics = MetricCollection(
+            {f"top{k}": MulticlassAccuracy(num_classes, average="micro", top_k=min(k, num_classes)) for k in (1, 5)}
+        )
+        self.correct = CatMetric()
+        self.accuracy: dict[str, Any] | None = None
+        self.best_top1 = 0.0
+        self.seconds = 0.0
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.network(images.contiguous(memory_format=torch.channels_last))
+
+    def on_fit_start(self) -> None:
+        self.start = time.perf_counter() - self.seconds
+        self.network.to(memory_format=torch.channels_last)
+        for teacher in self.teachers:
+            dtype = next(self.network.parameters()).dtype  # not float32 in precision bf16-true
+            teacher.eval().requires_grad_(False).to(self.device, dtype).to(memory_format=torch.channels_last)
+
+    def on_train_epoch_start(self) -> None:
+        self.accuracy = None
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        images, labels = batch
+        if self.schedule and (size := self.schedule.image_size(self.current_epoch)):
+            images = F.interpolate(images, (size, size), mode="bilinear", antialias=True)
+        loss = self._loss(images, labels)
+        self.log("train/loss", loss, on_step=False, on_epoch=True, prog_bar=True)
+        return loss
+
+    def _loss(self, images: Tensor, labels: Tensor) -> Tensor:
+        schedule, logits = self.schedule, self(images)
+        assert schedule is not None, _NO_SCHEDULE
+        loss = F.cross_entropy(logits, labels)
+        for teacher in self.teachers:
+            with torch.no_grad():
+                wanted = teacher(images.contiguous(memory_format=torch.channels_last))
+            share, temperature = schedule.distillation
+            loss = (1 - share) * loss + share * distillation_loss(logits, wanted, temperature)
+        if schedule.product_decay:
+            loss = loss + schedule.weight_decay / 2 * squared_products(self.network)
+        return loss
+
+    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        images, labels = batch
+        logits = self(images).float()
+        self.metrics.update(logits, labels)
+        self.correct.update(logits.argmax(1) == labels)
+
+    def on_validation_epoch_end(self) -> None:
+        values = {name: 100 * value for name, value in self.metrics.compute().items()}
+        self.metrics.reset()
+        self.log_dict({f"test/{name}": value for name, value in values.items()}, prog_bar=True)
+        correct = interleave(self.correct.compute(), self.trainer.world_size)
+        self.correct.reset()
+        self.accuracy = {name: float(value) for name, value in values.items()} | {"correct": pack(correct.bool())}
+        self.best_top1 = max(self.best_top1, self.accuracy["top1"])
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.seconds = time.perf_counter() - self.start
+        checkpoint |= {"accuracy": self.accuracy, "best_top1": self.best_top1, "header": self.header}
+        checkpoint["seconds"] = self.seconds
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.accuracy, self.best_top1 = checkpoint["accuracy"], checkpoint["best_top1"]
+        self.seconds = checkpoint["seconds"]
+
+    def on_fit_end(self) -> None:
+        self.seconds = time.perf_counter() - self.start
+
+    def configure_optimizers(self) -> Any:
+        schedule = self.schedule
+        assert schedule is not None, _NO_SCHEDULE
+        factors = factors_of(self.network) if schedule.product_decay else []
+        taken = set(factors)
+        groups: list[dict[str, Any]] = [{"params": [p for p in self.network.parameters() if p not in taken]}]
+        groups += [{"params": factors, "weight_decay": 0.0}] if factors else []  # theirs is in the loss
+        optimizer: Optimizer = SGD(
+            groups,  # a shared factor comes once
+            lr=schedule.lr,
+            momentum=schedule.momentum,
+            nesterov=schedule.nesterov,
+            weight_decay=schedule.weight_decay,
+        )
+        steps = self.trainer.estimated_stepping_batches / schedule.epochs
+        scheduler = LambdaLR(optimizer, lambda step: schedule.factor(step / steps))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+
+def fit(trainer: pl.Trainer, classifier: Classifier, data: ImageData, folder: Path) -> None:
+    """Train; every epoch leaves folder/last.ckpt, from which a killed run goes on.
+
+    With data in memory and no dropout in the network, it ends with the bits of an unbroken run.
+    """
+    last = folder / "last.ckpt"
+    checkpoint = torch.load(last, map_location="cpu", weights_only=True) if last.exists() else None
+    if checkpoint and checkpoint["epoch"] + 1 == trainer.max_epochs:  # Lightning would leave weights, not their average
+        classifier.load_state_dict(checkpoint["state_dict"])
+        classifier.on_load_checkpoint(checkpoint)
+        return
+    trainer.fit(classifier, datamodule=data, ckpt_path=last if last.exists() else None, weights_only=True)
+
+
+def evaluate(trainer: pl.Trainer, network: nn.Module, data: ImageData) -> dict[str, Any]:
+    """On the test set: {"top1": percent, "top5": percent, "correct": which images were right, by `paired.pack`}."""
+    network.to(memory_format=torch.channels_last)
+    classifier = Classifier(network, data.num_classes)
+    trainer.validate(classifier, datamodule=data, verbose=False)
+    assert classifier.accuracy is not None
+    return classifier.accuracy
+
+
+def interleave(values: Tensor, num_ranks: int) -> Tensor:
+    """Values gathered rank after rank, in the order of the test set: rank r took images r, r + num_ranks, ..."""
+    order = torch.cat([torch.arange(rank, len(values), num_ranks) for rank in range(num_ranks)])
+    return torch.empty_like(values).scatter_(0, order.to(values.device), values)
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Lightning's own goes through the temporary folder, and copies where that is on another disk."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
+        content = BytesIO()
+        torch.save(checkpoint, content)
+        write_atomic(path, content.getvalue())
+
+
+def checkpointing(folder: Path) -> ModelCheckpoint:
+    """Keep one checkpoint, of the last epoch."""
+    return ModelCheckpoint(folder, filename="last", enable_version_counter=False, save_on_train_epoch_end=True)
+
+
+def device_of(trainer: Mapping[str, Any]) -> torch.device:
+    """Where a trainer configuration trains: on a GPU if there is one and it may; on the one that `devices` names."""
+    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    for name, there in available.items():
+        if there and trainer["accelerator"] in ("auto", "gpu", name):
+            devices = trainer.get("devices")
+            if isinstance(devices, list | ListConfig) and len(devices) == 1:
+                return torch.device(name, devices[0])
+            return torch.device(name)
+    return torch.device("cpu")
+
+
+def num_processes(trainer: Mapping[str, Any]) -> int:
+    """How many processes a trainer configuration trains with; -1 or "auto" devices are all GPUs there are."""
+    devices = trainer["devices"]
+    if devices in (-1, "-1", "auto"):
+        devices = torch.cuda.device_count() if device_of(trainer).type == "cuda" else 1
+    return int(devices if isinstance(devices, int | str) else len(devices)) * int(trainer.get("num_nodes", 1))
+
+
+def resolve_precision(trainer: Mapping[str, Any]) -> str:
+    """The precision "auto" stands for: bf16 autocast where the processor computes in bf16, float32 elsewhere."""
+    precision = trainer["precision"]
+    if precision != "auto":
+        return str(precision)
+    device = device_of(trainer).type
+    if device == "mps":
+        return "32-true"
+    if device == "cuda":
+        return "bf16-mixed" if torch.cuda.is_bf16_supported(including_emulation=False) else "32-true"
+    capable = any(torch.cpu.get_capabilities().get(name) for name in ("avx512_bf16", "amx_bf16"))
+    return "bf16-mixed" if capable else "32-true"

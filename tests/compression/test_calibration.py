@@ -1,0 +1,115 @@
+"""Statistics of calibration data, against their definitions."""
+
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from jointsvd.compression.calibration import collect_statistics, recalibrate_batchnorm, strips
+from jointsvd.decomposition.weighted import objective
+from jointsvd.network.layers import FactorPair, fold_u, unfold
+
+
+def network():
+    return nn.Sequential(
+        nn.Conv2d(3, 6, 3, padding=1), nn.BatchNorm2d(6), nn.ReLU(inplace=True), nn.Conv2d(6, 4, 1, stride=2),
+        nn.Flatten(), nn.Linear(4 * 16, 5),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "conv",
+    [
+        {"kernel_size": 3, "padding": 1},
+        {"kernel_size": 3, "stride": 2, "padding": 1, "dilation": 2},
+        {"kernel_size": (5, 3), "padding": (2, 0), "padding_mode": "reflect"},
+        {"kernel_size": (3, 1), "padding": "same"},
+        {"kernel_size": 2, "padding": "valid"},
+    ],
+)
+def test_strips_are_what_the_vertical_factor_multiplies(conv):
+    layer = nn.Conv2d(3, 4, **conv)
+    pair = FactorPair(layer, 2, bias=True)
+    U = torch.randn(layer.kernel_size[0] * 3, 2)
+    pair.u.weight.data = fold_u(U, layer.kernel_size[0])
+    x = torch.randn(2, 3, 12, 11)
+    torch.testing.assert_close(strips(layer, x) @ U, pair.u(x).movedim(1, -1).reshape(-1, 2))
+
+
+def test_moments_of_a_linear_layer_and_positions():
+    model = nn.Sequential(nn.Conv2d(1, 2, 3, padding=1), nn.Flatten(), nn.Linear(2 * 36, 3))
+    batches = [torch.randn(4, 1, 6, 6), (torch.randn(3, 1, 6, 6), torch.zeros(3))]
+    statistics = collect_statistics(model, batches)
+    x = torch.cat([batches[0], batches[1][0]])
+    features = model[:2](x).double()
+    torch.testing.assert_close(statistics.inputs["2"], features.T @ features / 7, atol=1e-5, rtol=1e-5)
+    assert statistics.positions == {"0": (36, 36), "2": (1, 1)}
+    assert statistics.num_images == 7
+
+
+def test_the_weighted_error_is_the_kl_divergence_of_a_small_change():
+    """For one image the Kronecker factorisation is exact."""
+    model = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 4)).double()
+    image = torch.randn(1, 6, dtype=torch.float64)
+    statistics = collect_statistics(model, [image.repeat(20_000, 1)])
+    changed = copy.deepcopy(model)
+    changed[0].weight.data += 1e-3 * torch.randn(8, 6)
+    W, A = (unfold(net[0].weight) for net in (model, changed))
+    C, G = statistics.metric("0")
+    predicted = objective([W], [C], [G], [A])
+    kl = F.kl_div(changed(image).log_softmax(-1), model(image).log_softmax(-1), reduction="sum", log_target=True)
+    assert predicted == pytest.approx(kl.item(), rel=0.05)
+
+
+def test_the_model_is_left_as_it_was():
+    model = network().train()
+    before = copy.deepcopy(model.state_dict())
+    collect_statistics(model, [torch.randn(4, 3, 8, 8)])
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+    assert all(module.training and not module._forward_hooks for module in model.modules())
+    assert all(parameter.grad is None and parameter.requires_grad for parameter in model.parameters())
+
+
+def test_batch_norm_gets_the_averages_of_the_data():
+    model = network()
+    for parameter in model.parameters():
+        nn.init.normal_(parameter)
+    batches = [torch.randn(32, 3, 8, 8) for _ in range(4)]
+    assert recalibrate_batchnorm(model, batches) is model
+    outputs = [model[0](batch) for batch in batches]
+    torch.testing.assert_close(model[1].running_mean, torch.cat(outputs).mean((0, 2, 3)), atol=1e-5, rtol=1e-5)
+    variances = torch.stack([output.var((0, 2, 3)) for output in outputs]).mean(0)
+    torch.testing.assert_close(model[1].running_var, variances, atol=1e-5, rtol=1e-4)
+    assert model[1].momentum == 0.1
+    assert model.training
+
+
+@pytest.mark.parametrize(
+    ("change", "batches", "message"),
+    [
+        (None, [], "loader is empty"),
+        (None, [torch.zeros(4, dtype=torch.int64)], "needs batches of images"),
+        (None, ["image"], "needs batches of images"),
+        (None, [torch.full((1, 3, 8, 8), float("nan"))], "NaN"),
+        (None, [torch.zeros(1, 1, 8, 8)], "cannot run on a calibration batch"),
+        (None, [torch.zeros(1, 3, 8, 8, dtype=torch.float64)], "cannot run on a calibration batch"),
+        (None, [torch.zeros(1, 3, 8, 8, device="meta")], "the model is on cpu"),
+        (nn.Module.half, [torch.zeros(1, 3, 8, 8)], "needs a model in float32"),
+        (lambda model: model[:4], [torch.zeros(1, 3, 9, 9)], None),
+        (lambda model: nn.Sequential(*model, nn.Linear(5, 1)), [torch.zeros(1, 3, 8, 8)], "two or more logits"),
+    ],
+)
+def test_bad_input(change, batches, message):
+    model = change(network()) if change else network()
+    if message is None:  # any tensor whose last dimension is longer than one will do
+        assert collect_statistics(model, batches).num_images == 1
+        return
+    before = copy.deepcopy(model.state_dict())
+    with pytest.raises(ValueError, match=message):
+        collect_statistics(model, batches)
+    if message != "two or more logits":
+        with pytest.raises(ValueError, match=message):
+            recalibrate_batchnorm(model, batches)
+        assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
