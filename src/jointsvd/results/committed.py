@@ -4,9 +4,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from jointsvd.commands import latency
 from jointsvd.network.files import write_atomic
-from jointsvd.results import benchmark_table
+from jointsvd.results import benchmark_table, latency_table
 from jointsvd.results.report import render
 
 EXPERIMENTS = Path(__file__).parents[3] / "experiments"
@@ -46,7 +45,7 @@ def main() -> None:
     for path in sorted(EXPERIMENTS.glob("*/results.csv")):
         render(read(path.parent), path.parent)
     for path in sorted(EXPERIMENTS.glob("*/latency.csv")):
-        latency.render(pd.read_csv(path), path.parent)
+        latency_table.render(pd.read_csv(path), path.parent)
     for path in sorted(EXPERIMENTS.glob("*/benchmark.csv")):
         benchmark_table.render(pd.read_csv(path), path.parent)
     write_atomic(EXPERIMENTS / "RESULTS.md", results())
