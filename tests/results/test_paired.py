@@ -5,7 +5,8 @@ import pandas as pd
 import pytest
 import torch
 
-from jointsvd.results.paired import difference, pack, unpack
+from jointsvd.results.paired import difference
+from jointsvd.training.answers import pack, unpack
 from jointsvd.training.classifier import interleave
 
 

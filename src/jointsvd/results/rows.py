@@ -77,7 +77,7 @@ class Row:
     date: str
     versions: str
     processor: str
-    raw_correct: str | None  # which test images were right, by paired.pack
+    raw_correct: str | None  # which test images were right, by answers.pack
     correct: str
 
     def write(self, folder: Path) -> None:

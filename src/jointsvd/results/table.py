@@ -6,8 +6,9 @@ from typing import Any
 import pandas as pd
 
 from jointsvd.results import paper
-from jointsvd.results.paired import difference, unpack
+from jointsvd.results.paired import difference
 from jointsvd.results.rows import summarize
+from jointsvd.training.answers import unpack
 
 _LABELS = {
     "dense": "dense (control)",
