@@ -3,14 +3,15 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
 from jointsvd.decomposition.svd import NUM_ITERATIONS
+from jointsvd.network.methods import METHODS
+from jointsvd.results.shipped import shipped
 
-FOLDER = Path(__file__).parents[3] / "experiments" / "paper"
+FOLDER = shipped("experiments/paper")
 RANK_RATES = (0.04, 0.08)  # behind the larger and the smaller CF of each network
 SMALL_CF_RATES = (1.0, 0.5, 0.2, 0.1, 0.05)  # behind figure 5, from its smallest CF to its largest
 _DATASETS = {"cifar10": "CIFAR-10", "cifar100": "CIFAR-100", "imagenet": "ImageNet"}
@@ -20,14 +21,6 @@ _FINE_TUNED = {
     "ImageNet": "table6_imagenet",
 }
 _FROM_SCRATCH = {"CIFAR-10": "table7_cifar10_scratch", "CIFAR-100": "table8_cifar100_scratch"}
-_METHODS = {
-    "svd": "Tai",
-    "tucker2": "Tucker",
-    "nc_ctd": "NC_CTD",
-    "rjsvd1": "RJSVD-1",
-    "rjsvd2": "RJSVD-2",
-    "ljsvd": "LJSVD",
-}
 
 
 @dataclass(frozen=True)
@@ -111,9 +104,11 @@ def _table3(row: Mapping[str, Any]) -> Printed | None:
 
 
 def _method(row: Mapping[str, Any]) -> str:
-    if row["method"] == "bijsvd":  # with one branch alone it is another method
-        return {0: "RJSVD-2", 1: "LJSVD"}.get(row["left_share"]) or f"Bi-JSVD_{row['left_share']:g}"
-    return _METHODS[row["method"]]
+    method = METHODS[row["method"]]
+    if method.key == "bijsvd":  # with one branch alone it is another method
+        other = {0: METHODS["rjsvd2"], 1: METHODS["ljsvd"]}.get(row["left_share"])
+        return str(other.paper_label if other else f"{method.paper_label}_{row['left_share']:g}")
+    return str(method.paper_label)
 
 
 def _names(table: pd.DataFrame) -> pd.Series:

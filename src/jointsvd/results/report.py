@@ -26,14 +26,14 @@ _BESIDE: dict[str, Any] = {"ha": "right", "va": "center", "fontsize": "x-small"}
 def report(folder: Path, logger: Mapping[str, Any]) -> pd.DataFrame:
     """Print the table of the rows in `folder`; save results.csv, table.md and accuracy.png there; log it to W&B.
 
-    logger: the logger configuration; only wandb's does anything. Returns the table.
+    logger: options of W&B as in `tracking`; {}: none. Returns the table.
     """
     rows = collect(folder)
     table, note = render(rows, folder)
     print_table(table, note)
     print(f"Saved {folder}/results.csv, table.md and accuracy.png")
-    if "_target_" in logger:
-        log_summary(folder, table, rows, logger)
+    if logger:
+        log_summary(logger, folder, table, rows)
     return table
 
 

@@ -18,6 +18,7 @@ from filelock import FileLock
 
 import jointsvd
 from jointsvd.network.files import write_atomic
+from jointsvd.network.methods import METHODS
 from jointsvd.network.timing import processor_name
 
 ROW_FILE = "row.json"
@@ -114,9 +115,8 @@ def summarize(rows: pd.DataFrame) -> pd.DataFrame:
         line |= {"best_top1": group["best_top1"].max(), "decompose_seconds": group["decompose_seconds"].mean()}
         line |= {"raw_top1": group["raw_top1"].mean(), "raw_std": group["raw_top1"].std()}  # over calibration images
         lines.append(line)
-    order = ["dense", "svd", "tucker2", "nc_ctd", "rjsvd1", "rjsvd2", "ljsvd", "bijsvd", "budget"]
     table = pd.DataFrame(lines)
-    table["order"] = table["method"].map(order.index)
+    table["order"] = table["method"].map(list(METHODS).index)
     keys = ["model", "data", "schedule", "rank_rate", "order", "left_share", "own_per_shared", "iterations"]
     keys += [key for key in table if key.startswith("budget_") or key in ("calibration_images", "share", "refit")]
     return table.sort_values(keys, na_position="first", ignore_index=True)

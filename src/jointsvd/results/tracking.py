@@ -1,4 +1,7 @@
-"""Weights & Biases: where runs go, and the one run that owns the table of a sweep."""
+"""Weights & Biases: where runs go, and the one run that owns the table of a sweep.
+
+`options` are those of pytorch_lightning.loggers.WandbLogger as plain values: project, group, entity, tags, ...
+"""
 
 import os
 from collections.abc import Mapping
@@ -7,11 +10,11 @@ from typing import Any
 
 import pandas as pd
 import wandb
-from hydra.utils import instantiate
-from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.loggers import WandbLogger
 
 from jointsvd.results.rows import digest
+
+_OF_ALL_RUNS = ("project", "entity", "group", "tags", "notes")
 
 
 def is_offline() -> bool:
@@ -25,30 +28,29 @@ def is_offline() -> bool:
         return True
 
 
-def make_logger(cfg: DictConfig, folder: Path) -> WandbLogger:
-    """A logger for the run of `folder`, in the sweep's group, that holds the run's configuration."""
+def make_logger(options: Mapping[str, Any], values: Mapping[str, Any], folder: Path) -> WandbLogger:
+    """A logger for the run of `folder` that holds `values`, the run's configuration."""
     offline = is_offline()
     mode = "offline" if offline else None  # W&B has read its environment already, which is all that `offline` sets
-    logger = instantiate(cfg.logger, name=folder.name, save_dir=folder, offline=offline, mode=mode)
-    logger.log_hyperparams(OmegaConf.to_container(cfg, resolve=True))
+    logger = WandbLogger(**options, name=folder.name, save_dir=folder, offline=offline, mode=mode)
+    logger.log_hyperparams(dict(values))
     return logger
 
 
-def log_run(cfg: DictConfig, folder: Path, values: Mapping[str, Any]) -> None:
-    """Put the row of a run into the summary of its W&B run, and end it; a run without training begins here."""
-    run = wandb.run or make_logger(cfg, folder).experiment
-    run.summary.update(dict(values))
+def log_run(options: Mapping[str, Any], values: Mapping[str, Any], folder: Path, row: Mapping[str, Any]) -> None:
+    """Put `row` into the summary of the W&B run of `folder`, and end it; a run without training begins here."""
+    run = wandb.run or make_logger(options, values, folder).experiment
+    run.summary.update(dict(row))
     run.finish()
 
 
-def log_summary(folder: Path, table: pd.DataFrame, rows: pd.DataFrame, logger: Mapping[str, Any]) -> None:
+def log_summary(options: Mapping[str, Any], folder: Path, table: pd.DataFrame, rows: pd.DataFrame) -> None:
     """Log the table, the rows it is made from and the picture to the run "summary" of the sweep's group."""
     offline = is_offline()
     if wandb.run is not None:
         wandb.finish()  # of a run that failed
     with wandb.init(
-        project=logger["project"],
-        group=folder.name,
+        **{"group": folder.name} | {key: options[key] for key in _OF_ALL_RUNS if key in options},
         name="summary",
         job_type="summary",
         id=f"summary-{digest({'folder': str(folder)})}",
