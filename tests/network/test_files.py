@@ -1,11 +1,9 @@
-import stat
-
 import pytest
 import torch
 from safetensors.torch import save_file
 
 from jointsvd import Group, Plan, build_structure, compress_model, load_compressed, plan_compression, save_compressed
-from jointsvd.network.files import read_metadata, write_atomic
+from jointsvd.network.files import read_metadata
 from jointsvd.network.rules import METHODS
 from jointsvd.training.models import build_model
 
@@ -119,21 +117,6 @@ def test_foreign_files_and_other_architectures_are_refused(saved, tmp_path):
     ):
         with pytest.raises(ValueError, match=r"another architecture|does not fit"):
             load_compressed(saved, other)
-
-
-def test_writing_is_atomic(tmp_path, monkeypatch):
-    path = tmp_path / "file"
-    write_atomic(path, "old")
-    assert stat.S_IMODE(path.stat().st_mode) & stat.S_IRUSR
-
-    def fail(*_):
-        raise OSError("disk full")
-
-    monkeypatch.setattr("os.fsync", fail)
-    with pytest.raises(OSError, match="disk full"):
-        write_atomic(path, "new")
-    assert path.read_text() == "old"
-    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_what_could_not_be_loaded_is_not_written(tmp_path):

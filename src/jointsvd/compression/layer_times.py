@@ -15,7 +15,7 @@ import torch
 from filelock import FileLock
 from torch import Tensor, nn
 
-from jointsvd.network.files import write_atomic
+from jointsvd.network.atomic import write_atomic
 from jointsvd.network.layers import is_matrix, unfolded_shape
 from jointsvd.network.plan import Group, Plan
 from jointsvd.network.surgery import build_structure

@@ -2,8 +2,6 @@
 
 import hashlib
 import json
-import os
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -12,6 +10,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
+from jointsvd.network.atomic import write_atomic as write_atomic  # other rooms import it from here
 from jointsvd.network.plan import Plan
 from jointsvd.network.surgery import build_structure, check_structure
 
@@ -84,30 +83,6 @@ def is_compressed_file(path: str | Path) -> bool:
         length = int.from_bytes(file.read(8), "little")
         start = file.read(min(length, 2**24))
     return b'"__metadata__"' in start and f'"format":"{FORMAT}"'.encode() in start
-
-
-def write_atomic(path: str | Path, content: bytes | str) -> None:
-    """Write a file so that, at any moment, either the old content or all of the new one is there."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    data = content.encode() if isinstance(content, str) else content
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o666 & ~_umask())
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
-
-
-def _umask() -> int:
-    current = os.umask(0)
-    os.umask(current)
-    return current
 
 
 def _read(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
