@@ -1,14 +1,30 @@
 """Joint decompositions in a metric, against brute force and against the plain ones."""
 
+from itertools import pairwise
+
 import pytest
 import torch
 
 from jointsvd import ljsvd, rjsvd
-from jointsvd.decomposition.weighted import balanced, objective, weighted_bijsvd, weighted_ljsvd, weighted_rjsvd
+from jointsvd.decomposition.weighted import (
+    balanced,
+    objective,
+    weighted_bijsvd,
+    weighted_ljsvd,
+    weighted_rjsvd,
+    with_ridge,
+)
 
 
 def moment(size, rank=None):
     x = torch.randn(rank or 2 * size, size, dtype=torch.float64)
+    return x.T @ x
+
+
+def steep_moment(size):
+    """As of real layers: a few directions hold nearly all."""
+    x = torch.randn(2 * size, size, dtype=torch.float64) * torch.logspace(0, -2, size, dtype=torch.float64)
+    x = x @ torch.linalg.qr(torch.randn(size, size, dtype=torch.float64)).Q
     return x.T @ x
 
 
@@ -88,6 +104,30 @@ def test_both_sides_are_below_either_alone():
     assert both < objective(Ws, Cs, Gs, [U @ V_n for V_n in Vs])
 
 
+@pytest.mark.parametrize("seed", range(12))
+def test_the_error_of_both_sides_falls_while_they_alternate(seed):
+    torch.manual_seed(seed)
+    Ws = [torch.randn(48, 40, dtype=torch.float64) for _ in range(4)]
+    Cs, Gs = [steep_moment(48) for _ in Ws], [steep_moment(40) for _ in Ws]
+    errors = []
+    for iterations in (1, 2, 5, 20):
+        Us, V, U, Vs = weighted_bijsvd(Ws, Cs, Gs, 6, 6, iterations=iterations)
+        errors.append(objective(Ws, Cs, Gs, [U_n @ V + U @ V_n for U_n, V_n in zip(Us, Vs, strict=True)]))
+    assert all(later <= earlier for earlier, later in pairwise(errors))
+    assert errors[-1] < 0.8 * errors[0]
+
+
+@pytest.mark.parametrize("limit", [1, 20])
+def test_own_factors_fit_the_shared_one_that_is_returned(limit, monkeypatch):
+    """Also when the alternation ends before it settles."""
+    monkeypatch.setattr("jointsvd.decomposition.weighted.MAX_ITERATIONS", limit)
+    Ws = [torch.randn(12, 10, dtype=torch.float64) for _ in range(3)]
+    Cs, Gs = [steep_moment(12) for _ in Ws], [steep_moment(10) for _ in Ws]
+    U, Vs = weighted_ljsvd(Ws, Cs, Gs, 3)
+    for W, C, V in zip(Ws, map(with_ridge, Cs), Vs, strict=True):
+        torch.testing.assert_close(V, torch.linalg.solve(U.T @ C @ U, U.T @ C @ W), atol=1e-6, rtol=1e-6)
+
+
 @pytest.mark.parametrize("rank", [0, 2])
 def test_zero_and_deficient_moments_give_finite_factors(rank):
     Ws, _, _ = example(num=2)
@@ -109,6 +149,9 @@ def test_bad_input():
         (lambda: weighted_ljsvd(Ws, Cs, Gs, 9), "between 1 and 8"),
         (lambda: weighted_ljsvd([*Ws[:2], Ws[2][:5]], [*Cs[:2], Cs[2][:5, :5]], Gs, 1), "sides of one length"),
         (lambda: weighted_rjsvd([Ws[0] * float("nan")], Cs[:1], Gs[:1], 1), "NaN"),
+        (lambda: weighted_bijsvd([], [], [], 1, 1), "at least one matrix"),
+        (lambda: weighted_bijsvd(Ws, Cs, Gs, 1, 11), "between 1 and 10"),
+        (lambda: weighted_bijsvd(Ws, Cs, Gs, 1, 1, iterations=0), "iterations must be"),
     ]:
         with pytest.raises(ValueError, match=message):
             call()

@@ -9,6 +9,7 @@ factors, so moments may be singular or zero.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -17,7 +18,7 @@ from jointsvd.decomposition.svd import leading_eigenvectors
 
 RIDGE = 1e-3  # of the mean eigenvalue, for directions that the calibration data do not show
 TOLERANCE = 1e-4  # alternations end when the objective falls by less than this share
-MAX_ITERATIONS = 20
+MAX_ITERATIONS = 20  # of each alternation
 _CG_STEPS = 6
 
 
@@ -44,42 +45,52 @@ def weighted_ljsvd(
     `weighted_rjsvd`.
     """
     doubles, Cs, Gs = _checked(Ws, Cs, Gs)
-    if not 1 <= rank <= len(doubles[0]):
-        raise ValueError(f"rank must be between 1 and {len(doubles[0])} for these matrices, got {rank}")
-    scales = [C.diagonal().mean() for C in Cs]
-    Cs = [C / scale for C, scale in zip(Cs, scales, strict=True)]
-    pairs = [roots(G * scale) for G, scale in zip(Gs, scales, strict=True)]
-    U, Ys = _fit_left([times(root, W.T).T for W, (root, _) in zip(doubles, pairs, strict=True)], Cs, rank)
-    Vs = [times(inverse_root, Y.T).T for Y, (_, inverse_root) in zip(Ys, pairs, strict=True)]
+    U, Vs = _Metric.of(Cs, Gs).fit(doubles, rank)
     U, Vs = balanced(U, Vs)
     return _like(U, Ws[0]), [_like(V, Ws[0]) for V in Vs]
 
 
 def weighted_bijsvd(
-    Ws: Sequence[Tensor], Cs: Sequence[Tensor], Gs: Sequence[Tensor], left_rank: int, right_rank: int
+    Ws: Sequence[Tensor],
+    Cs: Sequence[Tensor],
+    Gs: Sequence[Tensor],
+    left_rank: int,
+    right_rank: int,
+    *,
+    iterations: int = MAX_ITERATIONS,
 ) -> tuple[list[Tensor], Tensor, Tensor, list[Tensor]]:
-    """``W_n ~ U_n V + U V_n``: the two fits take turns on each other's residuals, from zero, until the error settles.
+    """``W_n ~ U_n V + U V_n``: the two fits take turns on each other's residuals, from zero and then each from where it
+    stood, until the error settles or `iterations` are over. The best factors on the way are returned.
 
     Returns U_n, V, U, V_n as `bijsvd` does. With one rank 0 this is `weighted_ljsvd` or `weighted_rjsvd`, and the
-    factors of the other are empty. Raises ValueError as `weighted_rjsvd`.
+    factors of the other are empty. Raises ValueError as `weighted_rjsvd`, and for iterations < 1.
     """
-    nothing = Ws[0].new_zeros(0, 0)
+    if iterations < 1:
+        raise ValueError(f"iterations must be 1 or more, got {iterations}")
+    nothing = Ws[0].new_zeros(0, 0) if Ws else torch.empty(0)
     if not left_rank:
         return *weighted_rjsvd(Ws, Cs, Gs, right_rank), nothing, []
     if not right_rank:
         return [], nothing, *weighted_ljsvd(Ws, Cs, Gs, left_rank)
-    left = [torch.zeros_like(W) for W in Ws]
-    previous = float("inf")
-    for _ in range(MAX_ITERATIONS):
-        Us, V = weighted_rjsvd([W - A for W, A in zip(Ws, left, strict=True)], Cs, Gs, right_rank)
-        right = [U_n @ V for U_n in Us]
-        U, Vs = weighted_ljsvd([W - A for W, A in zip(Ws, right, strict=True)], Cs, Gs, left_rank)
-        left = [U @ V_n for V_n in Vs]
-        error = objective(Ws, Cs, Gs, [one + other for one, other in zip(left, right, strict=True)])
+    doubles, *moments = _checked(Ws, Cs, Gs)
+    _, *swapped = _checked([W.T for W in Ws], Gs, Cs)
+    left_metric, right_metric = _Metric.of(*moments), _Metric.of(*swapped)
+    left = [torch.zeros_like(W) for W in doubles]
+    U, V_t, best, previous = None, None, float("inf"), float("inf")
+    for _ in range(iterations):
+        V_t, Us_t = right_metric.fit([(W - A).T for W, A in zip(doubles, left, strict=True)], right_rank, V_t)
+        right = [(V_t @ U_t).T for U_t in Us_t]
+        U, Vs = left_metric.fit([W - A for W, A in zip(doubles, right, strict=True)], left_rank, U)
+        left = [U @ V for V in Vs]
+        error = objective(doubles, Cs, Gs, [one + other for one, other in zip(left, right, strict=True)])
+        if error <= best:
+            best, found = error, (balanced(V_t, Us_t), balanced(U, Vs))
         if error > previous * (1 - TOLERANCE):
             break
         previous = error
-    return Us, V, U, Vs
+    (V_t, Us_t), (U, Vs) = found
+    Us = [_like(U_t.T, Ws[0]) for U_t in Us_t]
+    return Us, _like(V_t.T, Ws[0]), _like(U, Ws[0]), [_like(V, Ws[0]) for V in Vs]
 
 
 def objective(
@@ -124,23 +135,62 @@ def roots(C: Tensor) -> tuple[Tensor, Tensor]:
     return Q * values @ Q.T, Q / values @ Q.T
 
 
-def _fit_left(Ws: Sequence[Tensor], Cs: Sequence[Tensor], rank: int) -> tuple[Tensor, list[Tensor]]:
-    """U (rows, rank) and V_n for G_n = I."""
+@dataclass(frozen=True)
+class _Metric:
+    """Moments made ready for fits of a shared left factor: C_n scaled to mean eigenvalue 1, its scale in G_n, of which
+    the roots are kept."""
+
+    Cs: list[Tensor]
+    G_roots: list[tuple[Tensor, Tensor]]
+
+    @classmethod
+    def of(cls, Cs: Sequence[Tensor], Gs: Sequence[Tensor]) -> "_Metric":
+        scales = [C.diagonal().mean() for C in Cs]
+        pairs = [roots(G * scale) for G, scale in zip(Gs, scales, strict=True)]
+        return cls([C / scale for C, scale in zip(Cs, scales, strict=True)], pairs)
+
+    def fit(self, Ws: Sequence[Tensor], rank: int, start: Tensor | None = None) -> tuple[Tensor, list[Tensor]]:
+        """U (rows, rank) and V_n. start: a U no worse than which the result is, with V_n of its own."""
+        if not 1 <= rank <= len(Ws[0]):
+            raise ValueError(f"rank must be between 1 and {len(Ws[0])} for these matrices, got {rank}")
+        halves = [times(root, W.T).T for W, (root, _) in zip(Ws, self.G_roots, strict=True)]
+        U, Ys = _fit_left(halves, self.Cs, rank, start)
+        return U, [times(inverse_root, Y.T).T for Y, (_, inverse_root) in zip(Ys, self.G_roots, strict=True)]
+
+
+def _fit_left(
+    Ws: Sequence[Tensor], Cs: Sequence[Tensor], rank: int, start: Tensor | None
+) -> tuple[Tensor, list[Tensor]]:
+    """U (rows, rank) and V_n for G_n = I, from `start` or from the pooled U, whichever is better."""
     U = _pooled_left(Ws, Cs, rank)
     if len(Ws) == 1:
-        CU = times(Cs[0], U)
-        return U, [torch.linalg.pinv(U.T @ CU, hermitian=True) @ (CU.T @ Ws[0])]
-    previous = float("inf")
+        return U, [_fit_right(Ws[0], Cs[0], U)]
+    Vs, error = _fit_rights(Ws, Cs, U)
+    if start is not None:
+        others, other_error = _fit_rights(Ws, Cs, start)
+        U, Vs, error = (start, others, other_error) if other_error < error else (U, Vs, error)
     for _ in range(MAX_ITERATIONS):
-        CUs = [times(C, U) for C in Cs]
-        Vs = [torch.linalg.pinv(U.T @ CU, hermitian=True) @ (CU.T @ W) for W, CU in zip(Ws, CUs, strict=True)]
-        residuals = [W - U @ V for W, V in zip(Ws, Vs, strict=True)]
-        error = float(sum((D * times(C, D)).sum() for D, C in zip(residuals, Cs, strict=True)))
+        improved = torch.linalg.qr(_improved_left(Ws, Cs, U, Vs)).Q
+        improved_Vs, improved_error = _fit_rights(Ws, Cs, improved)
+        if improved_error > error * (1 + 1e-9):  # more than rounding
+            break
+        previous, U, Vs, error = error, improved, improved_Vs, improved_error
         if error > previous * (1 - TOLERANCE):
             break
-        previous = error
-        U = torch.linalg.qr(_improved_left(Ws, Cs, U, Vs)).Q
     return U, Vs
+
+
+def _fit_right(W: Tensor, C: Tensor, U: Tensor) -> Tensor:
+    """The best V for this U."""
+    CU = times(C, U)
+    return torch.linalg.pinv(U.T @ CU, hermitian=True) @ (CU.T @ W)
+
+
+def _fit_rights(Ws: Sequence[Tensor], Cs: Sequence[Tensor], U: Tensor) -> tuple[list[Tensor], float]:
+    """The best V_n for this U, and what they miss."""
+    Vs = [_fit_right(W, C, U) for W, C in zip(Ws, Cs, strict=True)]
+    residuals = [W - U @ V for W, V in zip(Ws, Vs, strict=True)]
+    return Vs, float(sum((D * times(C, D)).sum() for D, C in zip(residuals, Cs, strict=True)))
 
 
 def _pooled_left(Ws: Sequence[Tensor], Cs: Sequence[Tensor], rank: int) -> Tensor:
