@@ -17,6 +17,7 @@ RECIPE_imagenet := paper_imagenet
 RECIPE_imagefolder := paper_imagenet
 
 PY := .venv/bin/python
+JOINTSVD := .venv/bin/jointsvd
 DIGITS := outputs/resnet34-digits-short
 FILE := s0-*/network.safetensors
 BENCHMARKED := {dense:$(DIGITS)/dense-$(FILE),SVD:$(DIGITS)/svd-r0.04-$(FILE),RJSVD-1:$(DIGITS)/rjsvd1-r0.04-$(FILE),$\
@@ -31,7 +32,7 @@ GIVEN = $(if $(DATA),data=$(DATA)) $(if $(RECIPE),recipe=$(RECIPE)) $(if $(SEEDS
 help: ## list the targets
 	@grep -hE '^[a-z0-9%-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 22
 	@echo "variables: DATA RECIPE SEEDS LOGGER=$(LOGGER) LAUNCHER=$(LAUNCHER) RATES=$(RATES) METHODS=$(METHODS)"
-	@echo "ARGS=... goes to python -m jointsvd.train as it is, for example ARGS='trainer.accelerator=cpu'"
+	@echo "ARGS=... goes to jointsvd train as it is, for example ARGS='trainer.accelerator=cpu'"
 
 install: .venv/installed ## make .venv with everything in it
 
@@ -52,30 +53,30 @@ lint: .venv/installed ## ruff and mypy
 	$(PY) -m ruff check . && $(PY) -m ruff format --check . && $(PY) -m mypy
 
 reproduce-resnet34: .venv/installed ## ResNet-34 by every matrix method, on digits: table, results.csv, picture
-	$(PY) -m jointsvd.train experiment=reproduce_resnet34 $(GIVEN)
+	$(JOINTSVD) train experiment=reproduce_resnet34 $(GIVEN)
 
 compress-resnet34: .venv/installed ## our own method: ResNet-34 on digits to a 22nd of its size, without training it again
-	$(PY) -m jointsvd.compress $(if $(SEEDS),-m) $(GIVEN)
+	$(JOINTSVD) compress $(if $(SEEDS),-m) $(GIVEN)
 
 reproduce-figure6: .venv/installed ## CPU latency, batch 1, one core
-	$(PY) -m jointsvd.latency $(ARGS)
+	$(JOINTSVD) latency $(ARGS)
 
 reproduce-%: .venv/installed conf/experiment/%.yaml ## any of conf/experiment: table2 ... table8, figure3 ... figure6, ...
 	set -e; for part in $(basename $(notdir $(wildcard conf/experiment/$*.yaml conf/experiment/$*.*.yaml))); do \
-	  $(PY) -m jointsvd.train experiment=$$part $(GIVEN); done
+	  $(JOINTSVD) train experiment=$$part $(GIVEN); done
 
 baseline-%: .venv/installed ## the dense network alone, for example baseline-resnet34 DATA=fashion_mnist
-	$(PY) -m jointsvd.train model=$* method=dense recipe.finetune.epochs=0 $(GIVEN)
+	$(JOINTSVD) train model=$* method=dense recipe.finetune.epochs=0 $(GIVEN)
 
 sweep-ranks: .venv/installed ## METHODS at each of RATES
-	$(PY) -m jointsvd.train -m method=$(METHODS) method.rank_rate=$(RATES) $(GIVEN)
+	$(JOINTSVD) train -m method=$(METHODS) method.rank_rate=$(RATES) $(GIVEN)
 
 benchmark: .venv/installed ## networks of the two jobs above side by side, in several engines; trains those that are missing
 	$(MAKE) reproduce-resnet34 compress-resnet34 DATA=digits RECIPE=short SEEDS=1 ARGS=
-	$(PY) -m jointsvd.benchmark 'checkpoints=$(BENCHMARKED)' data=digits $(ARGS)
+	$(JOINTSVD) benchmark 'checkpoints=$(BENCHMARKED)' data=digits $(ARGS)
 
 tables: .venv/installed ## experiments/RESULTS.md and the pictures, from the committed rows
-	$(PY) -m jointsvd.committed
+	$(JOINTSVD) tables
 
 speed: .venv/installed ## time the decompositions and the training loop against plain ones
 	$(PY) experiments/speed/decomposition.py

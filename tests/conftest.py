@@ -9,7 +9,7 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from PIL import Image
 
-from jointsvd.experiment.settings import CONF
+from jointsvd.commands.config import CONF
 
 
 @pytest.fixture(autouse=True)
@@ -21,7 +21,7 @@ def seed():
 def experiment_rows():
     """All committed rows."""
     paths = Path(__file__).parents[1].glob("experiments/*/results.csv")
-    return pd.concat([pd.read_csv(path) for path in paths], ignore_index=True)
+    return pd.concat([pd.read_csv(path, dtype={"config_id": str}) for path in paths], ignore_index=True)
 
 
 @pytest.fixture

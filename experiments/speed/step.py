@@ -14,7 +14,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from jointsvd import build_structure, num_flops, plan_compression
 from jointsvd.results.rows import heading
-from jointsvd.training.classifier import resolve_precision
+from jointsvd.training.devices import resolve_precision
 from jointsvd.training.models import build_model
 
 SIZE = (1, 28, 28)

@@ -6,16 +6,15 @@ import sys
 import pandas as pd
 import pytest
 import torch
-from omegaconf import OmegaConf
 
 from jointsvd import Plan, compress_model, num_parameters, plan_compression, save_compressed
-from jointsvd.commands.benchmark import _engines
+from jointsvd.deployment.engines import usable
 from jointsvd.results.benchmark_table import readable
 from jointsvd.training.models import build_model
 
 
 def run(*options):
-    command = [sys.executable, "-m", "jointsvd.commands.benchmark", "data=digits", *options]
+    command = [sys.executable, "-m", "jointsvd", "benchmark", "data=digits", *options]
     return subprocess.run(command, capture_output=True, text=True)
 
 
@@ -36,12 +35,12 @@ def test_engines_that_do_not_work_here_are_left_out(monkeypatch, capsys):
         raise RuntimeError("no compiler\nand more")
 
     monkeypatch.setattr(torch, "compile", fail)
-    assert _engines(OmegaConf.create({"engines": ["eager", "compile", "onnx"]})) == ["eager", "onnx"]
+    assert usable(["eager", "compile", "onnx"]) == ["eager", "onnx"]
     assert "no compiler\n" in capsys.readouterr().out
     with pytest.raises(ValueError, match="none of compile works"):
-        _engines(OmegaConf.create({"engines": ["compile"]}))
+        usable(["compile"])
     with pytest.raises(ValueError, match="engines are of"):
-        _engines(OmegaConf.create({"engines": ["tensorrt"]}))
+        usable(["tensorrt"])
 
 
 @pytest.mark.slow

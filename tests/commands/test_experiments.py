@@ -8,16 +8,16 @@ import pandas as pd
 import pytest
 from omegaconf import OmegaConf
 
-from jointsvd.experiment.settings import CONF
+from jointsvd.commands.config import CONF
 
 pytestmark = pytest.mark.slow
 TINY = ["data=digits", "recipe=smoke", "recipe.baseline.num_images=128", "recipe.finetune.num_images=128"]
 SWEEPS = sorted(path.stem for path in Path(CONF, "experiment").glob("*.yaml") if path.stem != "figure6")
 
 
-def run(module, *overrides, **options):
-    command = [sys.executable, "-m", f"jointsvd.{module}", *overrides]
-    return subprocess.run(command, capture_output=True, text=True, timeout=3000, **options)
+def run(command, *overrides, **options):
+    words = [sys.executable, "-m", "jointsvd", command, *overrides]
+    return subprocess.run(words, capture_output=True, text=True, timeout=3000, **options)
 
 
 @pytest.mark.parametrize("name", SWEEPS)

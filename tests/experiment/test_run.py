@@ -14,9 +14,9 @@ import pytest
 import torch
 
 from jointsvd import Plan, load_compressed, num_flops, num_parameters, save_compressed
-from jointsvd.experiment import run as train_module
+from jointsvd.commands.config import read_settings
+from jointsvd.experiment import run as run_module
 from jointsvd.experiment import stages
-from jointsvd.experiment.settings import Settings, read_data
 from jointsvd.network.files import read_metadata
 from jointsvd.results.report import report
 from jointsvd.results.rows import collect
@@ -32,7 +32,7 @@ def settings(configure, tmp_path):
     def make(*overrides):
         ranks = [] if "method=budget" in overrides else ["method.rank_rate=0.2"]
         cfg = configure("model=resnet20", *SMALL, *ranks, f"output_dir={tmp_path}", *overrides)
-        return Settings.from_config(cfg, read_data(cfg))
+        return read_settings(cfg)
 
     return make
 
@@ -42,13 +42,13 @@ def no_training(*_, **__):
 
 
 def evaluate_command(*overrides):
-    command = [sys.executable, "-m", "jointsvd.commands.evaluate", *overrides]
+    command = [sys.executable, "-m", "jointsvd", "evaluate", *overrides]
     return subprocess.run(command, capture_output=True, text=True, timeout=120)
 
 
 def test_a_run_writes_a_row_that_its_files_confirm(settings, monkeypatch):
     job = settings("method=bijsvd_0.3", "method.iterations=3")
-    train_module.run(job)
+    run_module.run(job)
     row = collect(job.folder).iloc[0]
     file = job.folder / job.run_name / "network.safetensors"
     network = load_compressed(file, build_model("resnet20", num_classes=10, in_channels=1))
@@ -65,16 +65,16 @@ def test_a_run_writes_a_row_that_its_files_confirm(settings, monkeypatch):
     assert f"top-1 {row['top1']:.2f} %, top-5 {row['top5']:.2f} % of 360 test images" in result.stdout, result.stderr
 
     # what is finished is not run again; another method starts from the same dense network
-    monkeypatch.setattr(train_module, "make_row", no_training)
-    train_module.run(job)
+    monkeypatch.setattr(run_module, "make_row", no_training)
+    run_module.run(job)
     monkeypatch.undo()
     monkeypatch.setattr(stages, "fit", no_training)
     raw = settings("method=svd", "recipe.finetune.epochs=0")
     assert raw.dense_id == job.dense_id
-    train_module.run(raw)
+    run_module.run(raw)
     # another seed starts from the same decomposed network
-    monkeypatch.setattr(stages, "compress_model", no_training)
-    train_module.run(settings("method=svd", "recipe.finetune.epochs=0", "seed=1"))
+    monkeypatch.setattr(stages, "apply_plan", no_training)
+    run_module.run(settings("method=svd", "recipe.finetune.epochs=0", "seed=1"))
     rows = collect(job.folder)
     assert rows["baseline_sha256"].nunique() == 1
     untrained = rows[rows["schedule"] == "no training"]
@@ -94,7 +94,7 @@ def test_a_run_killed_between_epochs_goes_on(settings, monkeypatch):
 
     monkeypatch.setattr(stages.Classifier, "on_train_epoch_start", stop)
     with pytest.raises(KeyError, match="killed"):
-        train_module.run(job)
+        run_module.run(job)
     monkeypatch.undo()
     checkpoint = job.folder / job.run_name / "last.ckpt"
     kept = torch.load(checkpoint, weights_only=True)
@@ -103,7 +103,7 @@ def test_a_run_killed_between_epochs_goes_on(settings, monkeypatch):
     assert half_trained.layer3[0].conv1.u.weight.shape[0] > 0
     epochs = []
     monkeypatch.setattr(stages.Classifier, "on_train_epoch_start", lambda self: epochs.append(self.current_epoch))
-    train_module.run(job)
+    run_module.run(job)
     assert epochs == [1]
     rows = collect(job.folder)
     assert len(rows) == 1
@@ -122,9 +122,9 @@ def test_a_folder_of_images_with_few_classes(configure, folders):
     ]
     overrides += ["recipe=smoke", "recipe.baseline.batch_size=5", "recipe.finetune.batch_size=5"]
     cfg = configure(*overrides, "trainer.accelerator=cpu", f"output_dir={folders}")
-    job = Settings.from_config(cfg, read_data(cfg))
+    job = read_settings(cfg)
     assert (job.architecture["num_classes"], job.architecture["stem"]) == (3, "cifar")
-    train_module.run(job)
+    run_module.run(job)
     row = collect(job.folder).iloc[0]
     assert (row["num_train"], row["num_test"], row["top5"]) == (15, 6, 100.0)
 
@@ -134,7 +134,7 @@ def test_a_checkpoint_is_the_dense_network(settings, tmp_path, monkeypatch):
     dense = build_model("resnet20", num_classes=10, in_channels=1)
     torch.save(dense.state_dict(), tmp_path / "mine.pth")
     job = settings("method=ljsvd", "recipe.finetune.epochs=0", f"model.checkpoint={tmp_path}/mine.pth")
-    train_module.run(job)
+    run_module.run(job)
     row = collect(job.folder).iloc[0]
     assert row["baseline_schedule"] == "checkpoint mine.pth"
     saved = load_network(job.dense_file)
@@ -165,14 +165,14 @@ def test_wandb_gets_runs_in_a_group_and_the_table_of_the_csv(settings, tmp_path,
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("NETRC", str(tmp_path / "none"))
     job = settings("method=svd", "logger=wandb")
-    train_module.run(job)
-    train_module.run(settings("method=ljsvd", "logger=wandb", "recipe.finetune.epochs=0"))
-    table = report(job.folder, job.cfg.logger)
+    run_module.run(job)
+    run_module.run(settings("method=ljsvd", "logger=wandb", "recipe.finetune.epochs=0"))
+    table = report(job.folder, job.logger)
     patterns = capsys.readouterr().out.partition("wandb sync ")[2].split()[:3]
 
     runs = [Path(run) for pattern in patterns for run in glob.glob(f"{pattern}/run-*.wandb")]
     assert len(runs) == 4  # dense network, fine-tuning, raw, summary
-    assert all(job.cfg.name.encode() in run.read_bytes() for run in runs)  # the group
+    assert all(job.name.encode() in run.read_bytes() for run in runs)  # the group
     tables = [json.loads(path.read_text()) for path in job.folder.glob("wandb/offline-run-*/files/**/*.table.json")]
     shown = next(found for found in tables if found["columns"] == list(table.columns))
     assert shown["data"] == table.values.tolist()
@@ -185,7 +185,7 @@ def test_wandb_gets_runs_in_a_group_and_the_table_of_the_csv(settings, tmp_path,
 @pytest.mark.slow
 def test_after_kill_9_a_sweep_runs_only_what_is_missing(tmp_path):
     sweep = ["model=resnet18", *SMALL, f"output_dir={tmp_path}", "method=svd,ljsvd", "recipe.finetune.epochs=6"]
-    command = [sys.executable, "-m", "jointsvd.experiment.run", "-m", *sweep]
+    command = [sys.executable, "-m", "jointsvd", "train", "-m", *sweep]
     folder = tmp_path / "resnet18-digits-smoke"
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.STDOUT) as process:
         while not list(folder.glob("ljsvd-*/last.ckpt")):  # the second run is under way
@@ -215,7 +215,8 @@ def test_ddp_from_the_command_line(tmp_path):
     command = [
         sys.executable,
         "-m",
-        "jointsvd.experiment.run",
+        "jointsvd",
+        "train",
         "model=resnet18",
         *SMALL,
         f"output_dir={tmp_path}",
@@ -235,7 +236,7 @@ def test_a_budget_and_what_helps_to_recover(settings):
     options = ["method=budget", "budget.params=4", "calibration_images=64"]
     helps = ["recipe.finetune.distillation=[0.5,2]", "recipe.finetune.product_decay=true", "recipe.finetune.ema=0.9"]
     job = settings(*options, *helps)
-    train_module.run(job)
+    run_module.run(job)
     row = collect(job.folder).iloc[0]
     assert 4 <= row["compression_factor"] < 4.2
     assert (row["budget_params"], row["calibration_images"], row["refit"], row["share"]) == (4, 64, True, True)
@@ -248,7 +249,7 @@ def test_a_budget_and_what_helps_to_recover(settings):
 def test_batch_norms_measured_again_are_another_network(settings):
     jobs = [settings("method=svd", "recipe.finetune.epochs=0", f"calibration_images={n}") for n in (0, 64)]
     for job in jobs:
-        train_module.run(job)
+        run_module.run(job)
     raw, again = (load_network(job.decomposed_file).state_dict() for job in jobs)
     differing = {key for key in raw if not torch.equal(raw[key], again[key])}
     assert differing

@@ -16,8 +16,10 @@ from pytorch_lightning.callbacks import EMAWeightAveraging
 from jointsvd import build_structure, compress_model, num_parameters
 from jointsvd.results.paired import unpack
 from jointsvd.training.checkpoints import load_network, load_weights
-from jointsvd.training.classifier import AtomicCheckpointIO, Classifier, checkpointing, evaluate, fit, resolve_precision
+from jointsvd.training.classifier import Classifier, evaluate, fit
 from jointsvd.training.datasets import Digits
+from jointsvd.training.devices import resolve_precision
+from jointsvd.training.trainer import AtomicCheckpointIO, checkpointing
 
 OPTIONS = {"accelerator": "cpu", "logger": False, "enable_progress_bar": False, "use_distributed_sampler": False}
 OPTIONS |= {"enable_model_summary": False, "num_sanity_val_steps": 0, "precision": "bf16-mixed"}

@@ -7,11 +7,13 @@ import torchvision
 from safetensors.torch import save_file
 
 from jointsvd import find_groups, num_parameters
-from jointsvd.training.models import NAMES, build_model, init_truncated_normal
+from jointsvd.training.models import WITH_CIFAR_STEM, build_model, init_truncated_normal
 
 
 @pytest.mark.parametrize("source", ["timm", "torchvision"])
-@pytest.mark.parametrize("name", [name for name in NAMES if name not in ("resnet20", "resnet56", "resnet110")])
+@pytest.mark.parametrize(
+    "name", [name for name in WITH_CIFAR_STEM if name not in ("resnet20", "resnet56", "resnet110")]
+)
 def test_networks_take_small_and_large_images(name, source):
     with torch.device("meta"):
         small = build_model(name, num_classes=7, in_channels=1, source=source).eval()
@@ -32,6 +34,18 @@ def test_he_et_als_networks_for_cifar(layers, blocks, millions):
     assert len(find_groups(network, hid="joint")) == 4
     with pytest.raises(ValueError, match="source=timm"):
         build_model(name, num_classes=10, source="torchvision")
+
+
+@pytest.mark.parametrize(("source", "name"), [("timm", "mobilenetv3_small_100"), ("torchvision", "squeezenet1_1")])
+def test_any_network_of_a_source(source, name):
+    network = build_model(name, num_classes=7, in_channels=1, stem="imagenet", source=source).eval()
+    assert network(torch.zeros(1, 1, 64, 64)).shape == (1, 7)
+
+
+def test_a_function_of_the_users():
+    arguments = {"in_features": 3, "out_features": 2}
+    network = build_model("torch.nn.Linear", num_classes=2, source="python", arguments=arguments)
+    assert network.weight.shape == (2, 3)
 
 
 def test_the_cifar_stem_keeps_the_resolution():
@@ -103,7 +117,13 @@ def test_weights_that_cannot_be_had_say_what_to_do(source, tmp_path, monkeypatch
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"name": "resnet21"}, "unknown model 'resnet21'; one of resnet18"),
+        ({"name": "resnet21"}, "unknown model 'resnet21' of timm; did you mean resnet"),
+        ({"name": "mobilenetv3_small_100"}, "no CIFAR stem: set stem=imagenet"),
+        ({"name": "resnet18", "stem": "imagenet", "source": "torchvision", "pretrained": "V9"}, "could not get"),
+        ({"name": "no.such.function", "source": "python"}, "cannot import"),
+        ({"name": "math.pi", "source": "python"}, "not a function"),
+        ({"name": "math.sqrt", "source": "python", "arguments": {"x": 1}}, "cannot be called"),
+        ({"name": "builtins.dict", "source": "python"}, "not a network"),
         ({"name": "resnet18", "stem": "mnist"}, "stem is"),
         ({"name": "resnet18", "pretrained": True}, "set stem=imagenet"),
         ({"name": "resnet18", "stem": "imagenet", "pretrained": True, "in_channels": 1}, "3-channel"),

@@ -1,16 +1,16 @@
-"""python -m jointsvd.commands.compress: a trained network in, the network at a budget out, and what was done to each layer."""
+"""jointsvd compress: a trained network in, the network at a budget out, and what was done to each layer."""
 
 import json
 
 import hydra
 from omegaconf import DictConfig
 
-from jointsvd.experiment.run import start
-from jointsvd.experiment.settings import CONF
-from jointsvd.experiment.stages import is_main_process
+from jointsvd.commands.config import CONF
+from jointsvd.commands.train import start
 from jointsvd.network.files import read_metadata
 from jointsvd.results.describe import describe
 from jointsvd.results.report import print_table
+from jointsvd.training.devices import is_main_process
 
 
 @hydra.main(config_path=CONF, config_name="compress", version_base="1.3")

@@ -1,4 +1,4 @@
-"""python -m jointsvd.deployment.export checkpoint=FILE data=digits: a saved network as a file that runs without jointsvd.
+"""A network as a file that runs without jointsvd: ONNX, or torch.export.
 
 A shared factor is stored once and used by all its layers, in ONNX as one initializer.
 """
@@ -6,26 +6,20 @@ A shared factor is stored once and used by all its layers, in ONNX as one initia
 import warnings
 from copy import deepcopy
 from io import BytesIO
-from pathlib import Path
 
-import hydra
-import onnx_ir
 import torch
-from omegaconf import DictConfig
-from onnx_ir.passes.common import ClearMetadataAndDocStringPass, DeduplicateInitializersPass
-from onnxscript.optimizer import optimize_ir
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from jointsvd.deployment.onnx_runtime import onnx_session
-from jointsvd.deployment.quantize import quiet, to_int8
-from jointsvd.experiment.settings import CONF, read_data
-from jointsvd.network.cost import num_parameters
-from jointsvd.network.files import write_atomic
-from jointsvd.training.checkpoints import load_network
+from jointsvd.deployment.onnx_runtime import onnx_session, quiet
+from jointsvd.network.extras import extra
+
+with extra("onnx"):
+    import onnx_ir
+    from onnx_ir.passes.common import ClearMetadataAndDocStringPass, DeduplicateInitializersPass
+    from onnxscript.optimizer import optimize_ir
 
 TOLERANCE = 1e-4  # of the largest output
-SUFFIXES = {"onnx": ".onnx", "int8": ".int8.onnx", "torch": ".pt2"}
 
 
 def to_onnx(network: nn.Module, example: Tensor) -> bytes:
@@ -112,35 +106,3 @@ def _with_plain_norms(network: nn.Module) -> nn.Module:
             norm.weight, norm.bias = nn.Parameter(weight), nn.Parameter(bias)
             norm.running_mean, norm.running_var = torch.zeros_like(bias), torch.full_like(bias, 1 - norm.eps)
     return copy
-
-
-@hydra.main(config_path=CONF, config_name="export", version_base="1.3")
-def main(cfg: DictConfig) -> None:
-    try:
-        network = load_network(cfg.checkpoint).eval()
-        content = _convert(cfg, network)
-    except (ValueError, FileNotFoundError, RuntimeError) as error:
-        raise SystemExit(str(error)) from error
-    path = Path(cfg.output or Path(cfg.checkpoint).with_suffix(SUFFIXES[cfg.format]))
-    write_atomic(path, content)
-    ratio = len(content) / (4 * num_parameters(network))
-    print(f"Saved {path}: {len(content):,} bytes, {ratio:.3f} times those of the parameters in float32")
-
-
-def _convert(cfg: DictConfig, network: nn.Module) -> bytes:
-    if cfg.format not in SUFFIXES:
-        raise ValueError(f"format is one of {', '.join(SUFFIXES)}, got {cfg.format!r}")
-    data = read_data(cfg) if "data" in cfg else None
-    if (data is None) == (cfg.input_size is None) or (data is None and cfg.format == "int8"):
-        raise ValueError("give input_size=[channels,height,width], or data= for the images of int8, not both")
-    example = torch.rand(2, *(data.input_size if data else cfg.input_size))
-    if cfg.format == "torch":
-        return to_torch(network, example)
-    content = to_onnx(network, example)
-    if data is None or cfg.format == "onnx":
-        return content
-    return to_int8(content, data.calibration_batches(cfg.calibration_images, cfg.seed))
-
-
-if __name__ == "__main__":
-    main()

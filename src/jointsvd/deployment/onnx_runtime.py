@@ -1,18 +1,17 @@
 """ONNX files in ONNX Runtime, on the CPU."""
 
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import numpy as np
 import torch
 from torch import Tensor
-from torchmetrics.classification import MulticlassAccuracy
 
-from jointsvd.training.data import ImageData
+from jointsvd.network.extras import extra
 
-try:
+with extra("onnx"):
     import onnxruntime
-except ImportError as error:
-    raise ImportError("ONNX Runtime is missing; install it: pip install onnxruntime") from error
 
 Run = Callable[[Tensor], np.ndarray]
 
@@ -26,7 +25,7 @@ def onnx_session(content: bytes, threads: int | None = None) -> Run:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads or torch.get_num_threads()
     options.log_severity_level = 3  # errors alone
-    again = "export it again with python -m jointsvd.deployment.export"
+    again = "export it again with jointsvd export"
     try:
         session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # it has a class for each kind
@@ -44,10 +43,12 @@ def onnx_session(content: bytes, threads: int | None = None) -> Run:
     return run
 
 
-def top1(run: Run, data: ImageData) -> float:
-    """Percent of the test images that `run` gets right."""
-    accuracy = MulticlassAccuracy(data.num_classes, average="micro")
-    for batch in data.val_dataloader():
-        images, labels = data.on_after_batch_transfer(batch, 0)
-        accuracy.update(torch.from_numpy(run(images)), labels)
-    return 100 * float(accuracy.compute())
+@contextmanager
+def quiet() -> Iterator[None]:
+    """No log messages below errors: the ONNX packages say a line for every tensor."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(before)

@@ -1,9 +1,7 @@
 """An ONNX network in int8, by ONNX Runtime: weights per channel, activations per tensor, shared factors once."""
 
-import logging
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +11,7 @@ from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, Q
 from onnxruntime.quantization.shape_inference import quant_pre_process
 from torch import Tensor
 
-from jointsvd.deployment.onnx_runtime import onnx_session
+from jointsvd.deployment.onnx_runtime import onnx_session, quiet
 from jointsvd.deployment.quantize_shared import SharedFactors
 
 _PERCENTILE = 99.999  # of an activation's values; what is beyond is clipped
@@ -90,14 +88,3 @@ def _shrink(model: onnx_ir.Model) -> None:
     between = [value for node in graph for value in node.outputs if value not in outputs]
     for index, value in enumerate(between):
         value.name, value.type, value.shape = f"x{index}", None, None
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """No log messages below errors: the ONNX packages say a line for every tensor."""
-    before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        yield
-    finally:
-        logging.disable(before)

@@ -28,7 +28,7 @@ def load_network(path: str | Path, architecture: Mapping[str, Any] | None = None
     ours = is_compressed_file(path)
     header = read_metadata(path) if ours else _read(path).get("header") or {}
     if "architecture" in header:
-        architecture = _architecture(path, header["architecture"])
+        architecture = _architecture(path, header["architecture"], architecture)
     if architecture is None:
         raise ValueError(f"{path} does not say which network it is of; name it (model=resnet34, ...)")
     dense = build_model(**architecture)
@@ -39,15 +39,23 @@ def load_network(path: str | Path, architecture: Mapping[str, Any] | None = None
     return network
 
 
-def _architecture(path: Path, text: str) -> dict[str, Any]:
-    """Arguments of `build_model` that a file gives; a file may choose a network, not a download."""
-    known = {"name", "num_classes", "in_channels", "stem", "source"}
+def _architecture(path: Path, text: str, given: Mapping[str, Any] | None) -> Mapping[str, Any]:
+    """Arguments of `build_model` that a file gives. A file may choose a network, not a download, and no code to run:
+    for a function of the user's it takes what is `given`."""
+    known = {"name", "num_classes", "in_channels", "stem", "source", "arguments"}
     try:
         values = json.loads(text)
     except ValueError:
         values = None
     if not isinstance(values, dict) or not {"name", "num_classes"} <= values.keys() <= known:
         raise ValueError(f"{path} names no network that this release can build: {text[:200]}")
+    if values.get("source") == "python":
+        if given is None or given["name"] != values["name"]:
+            raise ValueError(
+                f"{path} holds a network that {values['name']} builds; a file is not trusted to run code, so name the "
+                f"function yourself (model._target_={values['name']})"
+            )
+        return given
     return values
 
 

@@ -1,25 +1,20 @@
 """Training: `Classifier` is the LightningModule, `fit` and `evaluate` run it."""
 
 import time
-from collections.abc import Mapping
-from io import BytesIO
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
 import torch.nn.functional as F
-from omegaconf import ListConfig
-from pytorch_lightning.callbacks import ModelCheckpoint
-from pytorch_lightning.plugins.io import TorchCheckpointIO
 from torch import Tensor, nn
 from torch.optim import SGD, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 from torchmetrics import CatMetric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 
-from jointsvd.network.files import write_atomic
-from jointsvd.results.paired import pack
+from jointsvd.training.answers import pack
 from jointsvd.training.data import ImageData
 from jointsvd.training.recovery import distillation_loss, factors_of, squared_products
 from jointsvd.training.schedule import Schedule
@@ -151,7 +146,7 @@ def fit(trainer: pl.Trainer, classifier: Classifier, data: ImageData, folder: Pa
 
 
 def evaluate(trainer: pl.Trainer, network: nn.Module, data: ImageData) -> dict[str, Any]:
-    """On the test set: {"top1": percent, "top5": percent, "correct": which images were right, by `paired.pack`}."""
+    """On the test set: {"top1": percent, "top5": percent, "correct": which images were right, by `answers.pack`}."""
     network.to(memory_format=torch.channels_last)
     classifier = Classifier(network, data.num_classes)
     trainer.validate(classifier, datamodule=data, verbose=False)
@@ -165,49 +160,10 @@ def interleave(values: Tensor, num_ranks: int) -> Tensor:
     return torch.empty_like(values).scatter_(0, order.to(values.device), values)
 
 
-class AtomicCheckpointIO(TorchCheckpointIO):
-    """Lightning's own goes through the temporary folder, and copies where that is on another disk."""
-
-    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
-        content = BytesIO()
-        torch.save(checkpoint, content)
-        write_atomic(path, content.getvalue())
-
-
-def checkpointing(folder: Path) -> ModelCheckpoint:
-    """Keep one checkpoint, of the last epoch."""
-    return ModelCheckpoint(folder, filename="last", enable_version_counter=False, save_on_train_epoch_end=True)
-
-
-def device_of(trainer: Mapping[str, Any]) -> torch.device:
-    """Where a trainer configuration trains: on a GPU if there is one and it may; on the one that `devices` names."""
-    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    for name, there in available.items():
-        if there and trainer["accelerator"] in ("auto", "gpu", name):
-            devices = trainer.get("devices")
-            if isinstance(devices, list | ListConfig) and len(devices) == 1:
-                return torch.device(name, devices[0])
-            return torch.device(name)
-    return torch.device("cpu")
-
-
-def num_processes(trainer: Mapping[str, Any]) -> int:
-    """How many processes a trainer configuration trains with; -1 or "auto" devices are all GPUs there are."""
-    devices = trainer["devices"]
-    if devices in (-1, "-1", "auto"):
-        devices = torch.cuda.device_count() if device_of(trainer).type == "cuda" else 1
-    return int(devices if isinstance(devices, int | str) else len(devices)) * int(trainer.get("num_nodes", 1))
-
-
-def resolve_precision(trainer: Mapping[str, Any]) -> str:
-    """The precision "auto" stands for: bf16 autocast where the processor computes in bf16, float32 elsewhere."""
-    precision = trainer["precision"]
-    if precision != "auto":
-        return str(precision)
-    device = device_of(trainer).type
-    if device == "mps":
-        return "32-true"
-    if device == "cuda":
-        return "bf16-mixed" if torch.cuda.is_bf16_supported(including_emulation=False) else "32-true"
-    capable = any(torch.cpu.get_capabilities().get(name) for name in ("avx512_bf16", "amx_bf16"))
-    return "bf16-mixed" if capable else "32-true"
+def top1(run: Callable[[Tensor], Tensor], data: ImageData) -> float:
+    """Percent of the test images that `run`, which computes the logits of images (N, C, H, W), gets right."""
+    accuracy = MulticlassAccuracy(data.num_classes, average="micro")
+    for batch in data.val_dataloader():
+        images, labels = data.on_after_batch_transfer(batch, 0)
+        accuracy.update(torch.as_tensor(run(images)), labels)
+    return 100 * float(accuracy.compute())

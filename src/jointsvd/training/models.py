@@ -1,5 +1,8 @@
-"""Dense networks: ResNets and VGGs of timm or torchvision, with an ImageNet or a CIFAR stem."""
+"""Dense networks: any of timm or torchvision, ResNets and VGGs with a CIFAR stem too, or a function of the user's."""
 
+import difflib
+import pkgutil
+from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 import timm
@@ -7,8 +10,11 @@ import torchvision
 from timm.models.resnet import BasicBlock, ResNet
 from torch import nn
 
+Stem = Literal["cifar", "imagenet"]
+Source = Literal["timm", "torchvision", "python"]
+
 _CIFAR_BLOCKS = {"resnet20": 3, "resnet56": 9, "resnet110": 18}  # blocks in each of three stages
-NAMES = ("resnet18", "resnet34", "resnet50", "vgg16_bn", "vgg19_bn", *_CIFAR_BLOCKS)
+WITH_CIFAR_STEM = ("resnet18", "resnet34", "resnet50", "vgg16_bn", "vgg19_bn", *_CIFAR_BLOCKS)
 
 
 def build_model(
@@ -16,24 +22,31 @@ def build_model(
     *,
     num_classes: int,
     in_channels: int = 3,
-    stem: Literal["cifar", "imagenet"] = "cifar",
-    source: Literal["timm", "torchvision"] = "timm",
-    pretrained: bool = False,
+    stem: Stem = "cifar",
+    source: Source = "timm",
+    pretrained: bool | str = False,
+    arguments: Mapping[str, Any] | None = None,
 ) -> nn.Module:
-    """A dense network with random weights, or with `source`'s ImageNet weights if `pretrained`.
+    """A dense network with random weights, or with ImageNet weights of `source`.
 
-    stem: "cifar" is He et al.'s for 32 x 32 images: a 3x3 conv of stride 1 and no pooling; a VGG gets one linear layer
-    behind its convs. resnet20, 56 and 110 are He et al.'s for CIFAR (widths 16, 32, 64), with 1x1 shortcuts.
-    With pretrained weights and other than 1000 classes the classifier is a new one.
+    name: of a network of timm or torchvision, or, for source "python", the dotted path of a function or class that is
+    called with `arguments` and returns the network (num_classes and in_channels are then its own affair).
+    stem: "imagenet" is the network as its source has it. "cifar" is He et al.'s for 32 x 32 images: a 3x3 conv of
+    stride 1 and no pooling; a VGG gets one linear layer behind its convs. resnet20, 56 and 110 are He et al.'s for
+    CIFAR (widths 16, 32, 64), with 1x1 shortcuts. pretrained: True (the source's default; of torchvision its first
+    weights, which the paper starts from), or the name of weights: a tag of timm (a1_in1k) or IMAGENET1K_V2. With
+    other than 1000 classes the classifier is a new one.
     Raises ValueError for unknown names, and for pretrained weights that would not fit or could not be had.
     """
     check_architecture(name, in_channels=in_channels, stem=stem, source=source, pretrained=pretrained)
+    if source == "python":
+        return _from_python(name, arguments or {})
     if name in _CIFAR_BLOCKS:
         return _cifar_resnet(_CIFAR_BLOCKS[name], num_classes, in_channels)
     try:
         build = _timm if source == "timm" else _torchvision
         model = build(name, num_classes, in_channels, pretrained)
-    except (OSError, RuntimeError) as error:
+    except (OSError, RuntimeError, KeyError) as error:
         if not pretrained:
             raise
         raise ValueError(
@@ -45,14 +58,27 @@ def build_model(
     return model
 
 
-def check_architecture(name: str, *, in_channels: int, stem: str, source: str, pretrained: bool, **_: Any) -> None:
+def check_architecture(
+    name: str, *, in_channels: int, stem: str, source: str, pretrained: bool | str = False, **_: Any
+) -> None:
     """Raises ValueError for arguments of `build_model` that do not go together."""
-    if name not in NAMES:
-        raise ValueError(f"unknown model {name!r}; one of {', '.join(NAMES)}")
-    if stem not in ("cifar", "imagenet") or source not in ("timm", "torchvision"):
-        raise ValueError(f"stem is 'cifar' or 'imagenet', source 'timm' or 'torchvision'; got {stem!r}, {source!r}")
-    if name in _CIFAR_BLOCKS and (source, stem, pretrained) != ("timm", "cifar", False):
-        raise ValueError(f"{name} is a network for CIFAR: set source=timm, stem=cifar and pretrained=false")
+    if source not in ("timm", "torchvision", "python") or stem not in ("cifar", "imagenet"):
+        raise ValueError(
+            f"stem is 'cifar' or 'imagenet', source 'timm' or 'torchvision' (or model._target_=package.function); got "
+            f"{stem!r}, {source!r}"
+        )
+    if source == "python":
+        _function(name)
+        if pretrained:
+            raise ValueError(f"{name} loads its own weights, or model.checkpoint does; leave pretrained=false")
+        return
+    if name in _CIFAR_BLOCKS:
+        if (source, stem, pretrained) != ("timm", "cifar", False):
+            raise ValueError(f"{name} is a network for CIFAR: set source=timm, stem=cifar and pretrained=false")
+        return
+    _check_name(name, source)
+    if stem == "cifar" and name not in WITH_CIFAR_STEM:
+        raise ValueError(f"{name} has no CIFAR stem: set stem=imagenet, which leaves the network as {source} has it")
     if pretrained and (stem != "imagenet" or in_channels != 3):
         raise ValueError(
             "pretrained ImageNet weights have a stem for 3-channel images of 224 x 224; set stem=imagenet and "
@@ -60,24 +86,58 @@ def check_architecture(name: str, *, in_channels: int, stem: str, source: str, p
         )
 
 
-def _timm(name: str, num_classes: int, in_channels: int, pretrained: bool) -> nn.Module:
-    return timm.create_model(name, pretrained=pretrained, num_classes=num_classes, in_chans=in_channels)
+def _check_name(name: str, source: str) -> None:
+    known = timm.list_models() if source == "timm" else torchvision.models.list_models(torchvision.models)
+    if name not in known:
+        near = difflib.get_close_matches(name, [*known, *WITH_CIFAR_STEM], n=3)
+        advice = f"did you mean {' or '.join(near)}?" if near else f"one of {', '.join(WITH_CIFAR_STEM)}, say"
+        raise ValueError(f"unknown model {name!r} of {source}; {advice}")
 
 
-def _torchvision(name: str, num_classes: int, in_channels: int, pretrained: bool) -> nn.Module:
-    # the paper starts from torchvision's first weights
-    model = torchvision.models.get_model(name, weights="IMAGENET1K_V1" if pretrained else None)
-    if num_classes != 1000:
-        if name.startswith("vgg"):
-            model.classifier[-1] = nn.Linear(4096, num_classes)
-        else:
-            model.fc = nn.Linear(model.fc.in_features, num_classes)
-    if in_channels != 3:
-        if name.startswith("vgg"):
-            model.features[0] = nn.Conv2d(in_channels, 64, 3, padding=1)
-        else:
-            model.conv1 = nn.Conv2d(in_channels, 64, 7, 2, 3, bias=False)
+def _function(path: str) -> Callable[..., Any]:
+    try:
+        found = pkgutil.resolve_name(path)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ValueError(f"cannot import {path!r} ({error}); name it as package.function") from error
+    if not callable(found):
+        raise ValueError(f"{path} is a {type(found).__name__}, not a function or class that builds a network")
+    return found
+
+
+def _from_python(path: str, arguments: Mapping[str, Any]) -> nn.Module:
+    try:
+        model = _function(path)(**arguments)
+    except TypeError as error:
+        raise ValueError(f"{path} cannot be called with {dict(arguments)}: {error}") from error
+    if not isinstance(model, nn.Module):
+        raise ValueError(f"{path} returned a {type(model).__name__}, not a network (nn.Module)")
     return model
+
+
+def _timm(name: str, num_classes: int, in_channels: int, pretrained: bool | str) -> nn.Module:
+    tagged = f"{name}.{pretrained}" if isinstance(pretrained, str) else name
+    return timm.create_model(tagged, pretrained=bool(pretrained), num_classes=num_classes, in_chans=in_channels)
+
+
+def _torchvision(name: str, num_classes: int, in_channels: int, pretrained: bool | str) -> nn.Module:
+    model = torchvision.models.get_model(name, weights=None, num_classes=num_classes)
+    if in_channels != 3:
+        _set_in_channels(model, in_channels)
+    if pretrained:
+        weights = torchvision.models.get_model_weights(name)["IMAGENET1K_V1" if pretrained is True else pretrained]
+        own = model.state_dict()
+        trained = weights.get_state_dict(check_hash=True)
+        fitting = {key: value for key, value in trained.items() if key in own and own[key].shape == value.shape}
+        model.load_state_dict(own | fitting)
+    return model
+
+
+def _set_in_channels(model: nn.Module, in_channels: int) -> None:
+    """Give a network of 3-channel images a new first conv."""
+    name, conv = next((name, module) for name, module in model.named_modules() if isinstance(module, nn.Conv2d))
+    geometry: dict[str, Any] = {key: getattr(conv, key) for key in ("kernel_size", "stride", "padding", "dilation")}
+    new = nn.Conv2d(in_channels, conv.out_channels, bias=conv.bias is not None, **geometry)
+    model.set_submodule(name, new)
 
 
 def _cifar_resnet(num_blocks: int, num_classes: int, in_channels: int) -> nn.Module:

@@ -22,13 +22,13 @@ class Schedule:
     epochs: int
     batch_size: int
     lr: float
-    momentum: float
-    nesterov: bool
-    weight_decay: float
-    one_cycle: bool
-    milestones: Sequence[int]
-    warmup_lrs: Sequence[float]
-    init_std: float | None
+    momentum: float = 0.9
+    nesterov: bool = False
+    weight_decay: float = 5e-4
+    one_cycle: bool = False
+    milestones: Sequence[int] = ()
+    warmup_lrs: Sequence[float] = ()
+    init_std: float | None = None
     image_sizes: Sequence[Sequence[int]] = ()
     num_images: int | None = None
     test_every: int = 1

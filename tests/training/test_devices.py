@@ -3,7 +3,7 @@
 import multiprocessing
 import time
 
-from jointsvd.training.gpus import own_gpu
+from jointsvd.training.devices import own_gpu
 
 
 def hold(folder, index, held):

@@ -1,0 +1,5 @@
+"""python -m jointsvd COMMAND ..."""
+
+from jointsvd.commands.main import main
+
+main()

@@ -1,0 +1,20 @@
+"""jointsvd tables: tables and pictures of committed rows again, and RESULTS.md of them all."""
+
+import argparse
+from pathlib import Path
+
+from jointsvd.results.committed import render_all
+from jointsvd.results.shipped import shipped
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser("jointsvd tables", description=__doc__)
+    parser.add_argument("folder", nargs="?", type=Path, default=shipped("experiments"), help="of one folder a study")
+    folder = parser.parse_args().folder
+    if not folder.is_dir():
+        raise SystemExit(f"no folder {folder}")
+    render_all(folder)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,122 @@
+"""What is asked of a run before anything long starts. All of it raises ValueError, saying what to change."""
+
+import json
+import os
+import re
+from functools import cache
+
+import torch
+from torch import nn
+
+from jointsvd.compression.allocation import check_budget
+from jointsvd.compression.budget import Budget
+from jointsvd.experiment.choices import Choices
+from jointsvd.network.plan import Plan
+from jointsvd.network.rules import plan_compression
+from jointsvd.training.checkpoints import check_finite, load_weights
+from jointsvd.training.devices import num_processes
+from jointsvd.training.models import build_model, check_architecture
+
+_BUDGETS = ("params", "flops", "bytes", "faster", "latency_ms")
+
+
+def check_run(choices: Choices) -> None:
+    """Raises ValueError for values that cannot work."""
+    for key in ("name", "dense_name"):
+        if not re.fullmatch(r"[\w.,=+-]+", getattr(choices, key)) or ".." in getattr(choices, key):
+            raise ValueError(f"{key} names a folder in output_dir; letters, digits and . _ - are allowed, no slashes: "
+                             f"{getattr(choices, key)!r}")  # fmt: skip
+    _check_schedules(choices)
+    _check_model(choices)
+    if choices.logger and os.environ.get("WANDB_MODE") == "disabled":
+        raise ValueError("WANDB_MODE=disabled: leave the logger out (logger=none), or unset it")
+    if choices.method.get("iterations", 1) < 1:
+        raise ValueError(f"method.iterations must be 1 or more, got {choices.method['iterations']}")
+    if not 0 <= choices.calibration_images <= choices.data.num_train:
+        raise ValueError(f"calibration_images={choices.calibration_images} of {choices.data.num_train} training images")
+    if choices.from_scratch and choices.calibration_images and choices.method["name"] != "budget":
+        raise ValueError("from_scratch=true decomposes nothing: leave calibration_images at 0")
+
+
+def planned(choices: Choices) -> Plan | None:
+    """The plan of a method: empty for the dense network, None for a budget that can be kept."""
+    dense = _dense_without_weights(choices)
+    method = dict(choices.method)
+    name = method.pop("name")
+    if name == "budget":
+        _check_budget(choices, dense)
+        return None
+    method.pop("iterations", None)
+    return Plan() if name == "dense" else plan_compression(dense, name, **method)
+
+
+def _check_schedules(choices: Choices) -> None:
+    baseline, finetune = choices.baseline, choices.finetune
+    processes, num_train = num_processes(choices.trainer), choices.data.num_train
+    trains_dense = not choices.from_scratch and not choices.model.checkpoint
+    for schedule in [finetune] * bool(finetune.epochs) + [baseline] * trains_dense:
+        if schedule.batch_size > num_train or schedule.batch_size % processes:
+            raise ValueError(
+                f"recipe: batch_size {schedule.batch_size} must be a multiple of the {processes} processes and at "
+                f"most the {num_train} training images"
+            )
+        if (schedule.num_images or 0) > num_train:
+            raise ValueError(f"recipe: num_images {schedule.num_images} of only {num_train} training images")
+    if baseline.distillation or (choices.from_scratch and finetune.distillation):
+        raise ValueError("distillation needs a trained dense network: only recipe.finetune can have it")
+    if choices.from_scratch and not finetune.epochs:
+        raise ValueError("from_scratch=true trains by recipe.finetune; give it epochs")
+
+
+def _check_model(choices: Choices) -> None:
+    check_architecture(**choices.architecture, pretrained=choices.pretrained)
+    _dense_without_weights(choices)
+    if choices.model.checkpoint:
+        _check_checkpoint(choices.model.checkpoint, json.dumps(choices.architecture))
+
+
+def _check_budget(choices: Choices, dense: nn.Module) -> None:
+    """dense: on the meta device."""
+    try:
+        budget = Budget(**{key: choices.budget.get(key) for key in _BUDGETS})
+    except ValueError as error:
+        raise ValueError(f"budget: {error}") from error
+    if choices.from_scratch or not choices.calibration_images:
+        raise ValueError("a budget is planned on a trained network and calibration_images (512, say)")
+    if budget.params or budget.flops or budget.bytes:  # times are measured on the trained network
+        image = torch.empty(1, *choices.data.input_size, device="meta")
+        check_budget(dense, image, budget, rank_multiple=choices.budget["rank_multiple"])
+
+
+def _dense_without_weights(choices: Choices) -> nn.Module:
+    return _on_meta(json.dumps(choices.architecture), choices.data.input_size)
+
+
+@cache
+def _on_meta(architecture: str, input_size: tuple[int, int, int]) -> nn.Module:
+    """The dense network on the meta device, once for all jobs of a sweep. Raises ValueError if it cannot take the
+    images, or does not classify them."""
+    arguments = json.loads(architecture)
+    try:
+        with torch.device("meta"):
+            network = build_model(**arguments)
+    except (RuntimeError, NotImplementedError):  # its constructor looks at values
+        network = build_model(**arguments).to("meta")
+    name, num_classes = arguments["name"], arguments["num_classes"]
+    try:
+        output = network.eval()(torch.empty(1, *input_size, device="meta"))
+    except RuntimeError as error:
+        size = "x".join(map(str, input_size))
+        raise ValueError(f"{name} cannot take images of {size}; set data.image_size ({error})") from error
+    if not isinstance(output, torch.Tensor) or output.shape != (1, num_classes):
+        found = tuple(output.shape) if isinstance(output, torch.Tensor) else type(output).__name__
+        raise ValueError(f"{name} gives {found} for one image; the data needs logits of {num_classes} classes")
+    return network.train()
+
+
+@cache
+def _check_checkpoint(path: str, architecture: str) -> None:
+    """Raises ValueError for a file that is not the finite weights of this network."""
+    network = build_model(**json.loads(architecture))
+    load_weights(network, path)
+    check_finite(network, f"model.checkpoint {path}")

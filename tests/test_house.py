@@ -1,0 +1,21 @@
+"""Rooms import downwards only, in no circle; nothing imports the front door; Hydra stays in `commands`."""
+
+import ast
+from graphlib import TopologicalSorter
+from pathlib import Path
+
+SRC = Path(__file__).parents[1] / "src" / "jointsvd"
+ROOMS = ["decomposition", "network", "compression", "deployment", "training", "results", "experiment", "commands"]
+
+
+def test_the_house():
+    imports = {}
+    for path in SRC.glob("*/*.py"):
+        nodes = list(ast.walk(ast.parse(path.read_text())))
+        names = {node.module for node in nodes if isinstance(node, ast.ImportFrom)}
+        names |= {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
+        imports[f"jointsvd.{path.parent.name}.{path.stem}"] = names
+        below = {f"jointsvd.{room}" for room in ROOMS[: ROOMS.index(path.parent.name) + 1]}
+        assert {".".join(n.split(".")[:2]) for n in names if n.split(".")[0] == "jointsvd"} <= below, path
+        assert path.parent.name == "commands" or not {"hydra", "omegaconf"} & {n.split(".")[0] for n in names}, path
+    TopologicalSorter({name: names & set(imports) for name, names in imports.items()}).prepare()  # CycleError: a circle
