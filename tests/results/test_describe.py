@@ -61,7 +61,8 @@ def test_the_command_line(tmp_path):
     command = [
         sys.executable,
         "-m",
-        "jointsvd.commands.compress",
+        "jointsvd",
+        "compress",
         "model=resnet20",
         "data.image_size=8",
         "recipe=smoke",

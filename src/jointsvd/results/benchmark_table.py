@@ -1,11 +1,11 @@
 """Rows of the benchmark as a readable table and a picture."""
 
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 from matplotlib.figure import Figure
 
+from jointsvd.results.pictures import colors_of, headline, speed_bars, styled
 from jointsvd.results.rendered import write_picture, write_table
 
 
@@ -29,11 +29,11 @@ def readable(rows: pd.DataFrame) -> pd.DataFrame:
             {
                 "network": row["network"],
                 "engine": row["engine"],
-                "batch": row["batch_size"],
+                "images at once": row["batch_size"],
                 "threads": row["threads"],
-                "CF": f"{row['num_parameters_dense'] / row['num_parameters']:.2f}",
+                "times fewer parameters": f"{row['num_parameters_dense'] / row['num_parameters']:.2f}",
                 "file, MB": f"{row['file_bytes'] / 1e6:.2f}",
-                "top-1 %": f"{row['top1']:.2f}",
+                "accuracy, %": f"{row['top1']:.2f}",
                 "ms (median ± IQR)": f"{row['milliseconds']:.2f} ± {row['milliseconds_iqr']:.2f}",
                 "times faster": f"{faster:.2f}",
                 "times fewer FLOPs": f"{fewer:.2f}",
@@ -53,33 +53,27 @@ def conditions(rows: pd.DataFrame) -> str:
     )
 
 
+@styled
 def picture(rows: pd.DataFrame) -> Figure:
-    """Accuracy against latency at the smallest batch and fewest threads; a bubble's area goes with the file's size."""
+    """A panel an engine, at the smallest batch and fewest threads: how many times faster than the dense network there
+    each other one is, beside how many times fewer FLOPs it has."""
     small = rows[(rows["batch_size"] == rows["batch_size"].min()) & (rows["threads"] == rows["threads"].min())]
-    figure = Figure(figsize=(9, 5), layout="constrained")
-    axes = figure.subplots()
-    for index, (network, lines) in enumerate(small.groupby("network", sort=False)):
-        areas = 2000 * lines["file_bytes"] / rows["file_bytes"].max() + 8
-        axes.scatter(lines["milliseconds"], lines["top1"], s=areas, color=f"C{index}", alpha=0.6, label=network)
-        for row in lines.to_dict("records"):
-            place = (row["milliseconds"], row["top1"])
-            slanted: dict[str, Any] = {
-                "textcoords": "offset points",
-                "fontsize": 6,
-                "rotation": 45,
-                "rotation_mode": "anchor",
-            }
-            axes.annotate(row["engine"], place, (2, 6), **slanted)
-    axes.set(xscale="log", xlabel="milliseconds of a batch", ylabel="top-1 accuracy, %")
-    ticks = [tick for tick in (0.5, 1, 2, 5, 10, 20, 50, 100, 200, 500) if tick < 2 * small["milliseconds"].max()]
-    axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
-    axes.set_xticks([], minor=True)
-    axes.set_xlim(0.7 * small["milliseconds"].min(), 1.5 * small["milliseconds"].max())
-    axes.margins(y=0.15)
-    axes.set_title(f"batch {small['batch_size'].iloc[0]}, {small['threads'].iloc[0]} thread(s)", fontsize="medium")
-    axes.grid(alpha=0.3, which="both")
-    axes.spines[["top", "right"]].set_visible(False)
-    legend = figure.legend(loc="outside right upper", frameon=False, fontsize="small")
-    for handle in legend.legend_handles:
-        handle.set_sizes([40])  # type: ignore[union-attr]
+    engines = list(small["engine"].unique())
+    figure = Figure(figsize=(2.2 + 1.45 * len(engines), 1.5 + 0.36 * (small["network"].nunique() - 1)))
+    panels = figure.subplots(1, len(engines), sharex=True, sharey=True, squeeze=False)[0]
+    widest = 1.0
+    for axes, engine in zip(panels, engines, strict=True):
+        cell = small[small["engine"] == engine]
+        dense, others = cell[cell["network"] == "dense"].iloc[0], cell[cell["network"] != "dense"]
+        faster, fewer = (list(dense[what] / others[what]) for what in ("milliseconds", "flops"))
+        speed_bars(axes, faster, fewer, colors_of(others["network"]))
+        widest = max(widest, axes.get_xlim()[1])
+        axes.set_title(f"{engine}\ndense {dense['milliseconds']:.1f} ms")
+        if axes is panels[0]:
+            names = zip(others["network"], others["top1"], strict=True)
+            axes.set_yticks(range(len(others)), [f"{name}, {top1:.2f} %" for name, top1 in names])
+    panels[0].set_xlim(0, widest)
+    images, threads = (int(small[name].iloc[0]) for name in ("batch_size", "threads"))
+    where = f"{images} image{'s' * (images > 1)}, {threads} thread{'s' * (threads > 1)}"
+    headline(figure, f"Times faster than the dense network (bars) and times fewer FLOPs (lines): {where}")
     return figure

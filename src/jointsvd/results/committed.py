@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from jointsvd.network.files import write_atomic
+from jointsvd.network.atomic import write_atomic
 from jointsvd.results import benchmark_table, latency_table
 from jointsvd.results.report import render
 

@@ -8,10 +8,11 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
+from jointsvd.results.pictures import BLUE, GREY, ORANGE, VERMILLION, headline, styled
 from jointsvd.results.rendered import write_picture, write_table
 
-COLORS = {"dense": "#9a9a9a", "alone": "#4477aa", "left": "#cc6677", "right": "#ddaa33"}
-_MEANING = {"dense": "dense", "alone": "own U and V", "left": "shared U", "right": "shared V"}
+COLORS = {"dense": GREY, "alone": BLUE, "left": VERMILLION, "right": ORANGE}
+MEANING = {"dense": "dense", "alone": "own U and V", "left": "shared U", "right": "shared V"}
 
 
 def allocation_table(report: Sequence[dict[str, Any]]) -> pd.DataFrame:
@@ -20,15 +21,15 @@ def allocation_table(report: Sequence[dict[str, Any]]) -> pd.DataFrame:
     lines = [
         {
             "layers": _short(line["layers"]),
-            "what": _MEANING[line["choice"]],
+            "what": MEANING[line["choice"]],
             "rank": line["rank"] or "",
-            "break-even": line["largest_rank"] or "",
+            "break-even rank": line["largest_rank"] or "",
             "parameters": f"{line['parameters']:,}",
-            "times fewer": f"{line['dense_parameters'] / line['parameters']:.1f}",
+            "times fewer parameters": f"{line['dense_parameters'] / line['parameters']:.1f}",
             "% of parameters": f"{100 * line['parameters'] / total[0]:.1f}",
             "% of FLOPs": f"{100 * line['flops'] / total[1]:.1f}",
             "predicted error": f"{line['predicted_error']:.1e}",
-            "reached": f"{line['reached_error']:.1e}",
+            "reached error": f"{line['reached_error']:.1e}",
             "why": _reason(line),
         }
         for line in report
@@ -36,32 +37,29 @@ def allocation_table(report: Sequence[dict[str, Any]]) -> pd.DataFrame:
     return pd.DataFrame(lines)
 
 
+@styled
 def allocation_picture(report: Sequence[dict[str, Any]]) -> Figure:
     """A bar for each choice: its share of parameters and of FLOPs, its predicted error; its rank written beside."""
-    figure = Figure(figsize=(11, 0.24 * len(report) + 1.8), layout="constrained")
-    axes = figure.subplots(1, 3, sharey=True, width_ratios=(1.2, 1, 1))
+    figure = Figure(figsize=(10.5, 0.2 * len(report) + 1.4))
+    panels = figure.subplots(1, 3, sharey=True, width_ratios=(1.2, 1, 1))
     places, colors = range(len(report)), [COLORS[line["choice"]] for line in report]
-    for axis, key, title in zip(
-        axes,
-        ("parameters", "flops", "predicted_error"),
-        ("% of parameters", "% of FLOPs", "% of the predicted error"),
-        strict=True,
-    ):
+    titles = {"parameters": "parameters, % (and rank)", "flops": "FLOPs, %", "predicted_error": "predicted error, %"}
+    for axes, (key, title) in zip(panels, titles.items(), strict=True):
         total = sum(line[key] for line in report) or 1
-        axis.barh(places, [100 * line[key] / total for line in report], color=colors)
-        axis.set(xlabel=title)
-        axis.spines[["top", "right"]].set_visible(False)
-        axis.grid(alpha=0.3, axis="x")
-        axis.set_axisbelow(True)
+        axes.barh(places, [100 * line[key] / total for line in report], color=colors)
+        axes.set_title(title)
+        axes.grid(axis="y", visible=False)
+        axes.tick_params(axis="y", length=0)
+    total = sum(line["parameters"] for line in report) or 1
     for place, line in zip(places, report, strict=True):
-        share = 100 * line["parameters"] / (sum(line["parameters"] for line in report) or 1)
-        axes[0].annotate(f" {line['rank'] or ''}", (share, place), va="center", fontsize=7)
-    axes[0].set_yticks(places, [_short(line["layers"]) for line in report], fontsize=7)
-    axes[0].set_title("numbers: rank", fontsize="small", loc="right")
-    axes[0].set_ylim(len(report) - 0.4, -0.6)
+        at = (100 * line["parameters"] / total, place)
+        panels[0].annotate(f"{line['rank'] or ''}", at, (3, 0), textcoords="offset points", va="center", fontsize=7)
+    panels[0].set_yticks(places, [_short(line["layers"]) for line in report], fontsize=7)
+    panels[0].set_ylim(len(report) - 0.4, -0.6)
+    headline(figure, "Where the parameters, the FLOPs and the error of the compressed network are")
     used = [kind for kind in COLORS if any(line["choice"] == kind for line in report)]
-    handles = [Patch(color=COLORS[kind], label=_MEANING[kind]) for kind in used]
-    figure.legend(handles=handles, loc="outside upper center", ncols=len(used), frameon=False)
+    handles = [Patch(color=COLORS[kind], label=MEANING[kind]) for kind in used]
+    figure.legend(handles=handles, loc="outside lower right", ncols=len(used), frameon=False)
     return figure
 
 
@@ -74,7 +72,7 @@ def describe(report: Sequence[dict[str, Any]], folder: Path) -> pd.DataFrame:
 
 
 def _short(layers: Sequence[str]) -> str:
-    return layers[0] if len(layers) == 1 else f"{layers[0]} + {len(layers) - 1}: {layers[-1]}"
+    return layers[0] if len(layers) == 1 else f"{layers[0]} … {layers[-1]} ({len(layers)} layers)"
 
 
 def _reason(line: dict[str, Any]) -> str:

@@ -6,8 +6,9 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from jointsvd.results import paper
+from jointsvd.results.pictures import BLACK, colors_of, headline, speed_bars, styled
 from jointsvd.results.rendered import write_picture, write_table
-from jointsvd.results.table import label
+from jointsvd.results.words import label, short_label, spelled
 
 
 def render(rows: pd.DataFrame, folder: Path) -> None:
@@ -22,17 +23,18 @@ def readable(rows: pd.DataFrame) -> pd.DataFrame:
     lines = []
     for row in rows.to_dict("records"):
         printed = paper.latency(row)
+        first = dense.loc[row["model"]]
         lines.append(
             {
-                "model": row["model"],
-                "method": "dense" if row["method"] == "dense" else label(row),
-                "rank_rate": "" if row["method"] == "dense" else f"{row['rank_rate']:g}",
-                "CF": f"{row['compression_factor']:.2f}",
-                "dense / its FLOPs": f"{dense['flops'][row['model']] / row['flops']:.2f}",
+                "network": row["model"],
+                "method": label(row),
+                "rank rate": "" if row["method"] == "dense" else f"{row['rank_rate']:g}",
+                "times fewer parameters": f"{row['compression_factor']:.2f}",
+                "times fewer FLOPs": f"{first['flops'] / row['flops']:.2f}",
                 "ms (median ± IQR)": f"{row['milliseconds']:.2f} ± {row['milliseconds_iqr']:.2f}",
-                "dense / its ms": f"{dense['milliseconds'][row['model']] / row['milliseconds']:.2f}",
-                "paper's ms": "" if printed is None else f"{printed[0]:.2f}",
-                "paper's dense / its ms": "" if printed is None else f"{printed[1] / printed[0]:.2f}",
+                "times faster": f"{first['milliseconds'] / row['milliseconds']:.2f}",
+                "the paper: ms": "" if printed is None else f"{printed[0]:.2f}",
+                "the paper: times faster": "" if printed is None else f"{printed[1] / printed[0]:.2f}",
             }
         )
     return pd.DataFrame(lines)
@@ -48,22 +50,24 @@ def conditions(rows: pd.DataFrame) -> str:
     )
 
 
+@styled
 def picture(rows: pd.DataFrame) -> Figure:
-    """Speed-up beside what the FLOPs promise, a panel a network."""
+    """A panel a network: how many times faster each method makes it here and in the paper, beside its FLOPs."""
     models = list(rows["model"].unique())
-    figure = Figure(figsize=(4 * len(models), 4), layout="constrained")
-    table = readable(rows)
-    for axes, model in zip(figure.subplots(1, len(models), squeeze=False)[0], models, strict=True):
-        lines = table[(table["model"] == model) & (table["method"] != "dense")]
-        names = lines["method"] + " " + lines["rank_rate"]
-        for offset, column in enumerate(("dense / its FLOPs", "dense / its ms", "paper's dense / its ms")):
-            values = pd.to_numeric(lines[column], errors="coerce").fillna(0)
-            axes.barh([i + 0.27 * offset for i in range(len(lines))], values, height=0.25, label=column)
-        axes.set_yticks([i + 0.27 for i in range(len(lines))], names, fontsize="small")
-        axes.invert_yaxis()
-        axes.set(title=model, xlabel="times faster than dense")
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.grid(alpha=0.3, axis="x")
-    handles, labels = figure.axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside upper center", ncols=3, frameon=False)
+    others = rows[rows["method"] != "dense"]
+    figure = Figure(figsize=(1.5 + 2.9 * len(models), 1.5 + 0.28 * len(others) / len(models)))
+    panels = figure.subplots(1, len(models), sharey=True, squeeze=False)[0]
+    for axes, model in zip(panels, models, strict=True):
+        dense = rows[(rows["model"] == model) & (rows["method"] == "dense")].iloc[0]
+        lines = others[others["model"] == model]
+        names = [short_label(row) for row in lines.to_dict("records")]
+        faster, fewer = (list(dense[what] / lines[what]) for what in ("milliseconds", "flops"))
+        speed_bars(axes, faster, fewer, colors_of(names))
+        for place, row in enumerate(lines.to_dict("records")):
+            if printed := paper.latency(row):
+                axes.plot(printed[1] / printed[0], place, "o", color="white", markeredgecolor=BLACK)
+        axes.set_title(f"{spelled(model)}, dense {dense['milliseconds']:.1f} ms")
+        rates = [f"{name}, rank rate {rate:g}" for name, rate in zip(names, lines["rank_rate"], strict=True)]
+        axes.set_yticks(range(len(lines)), rates)
+    headline(figure, "Times faster than dense on one core: here (bars), in the paper (circles), by FLOPs (lines)")
     return figure

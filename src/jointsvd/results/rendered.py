@@ -6,7 +6,7 @@ from pathlib import Path
 import pandas as pd
 from matplotlib.figure import Figure
 
-from jointsvd.network.files import write_atomic
+from jointsvd.network.atomic import write_atomic
 
 
 def write_table(path: Path, table: pd.DataFrame, note: str = "") -> None:

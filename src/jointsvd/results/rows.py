@@ -17,11 +17,12 @@ import torchvision
 from filelock import FileLock
 
 import jointsvd
-from jointsvd.network.files import write_atomic
+from jointsvd.network.atomic import write_atomic
 from jointsvd.network.methods import METHODS
 from jointsvd.network.timing import processor_name
 
 ROW_FILE = "row.json"
+UNTRAINED = "no training"  # the schedule of a row whose network was compressed and nothing else
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,7 +118,8 @@ def summarize(rows: pd.DataFrame) -> pd.DataFrame:
         lines.append(line)
     table = pd.DataFrame(lines)
     table["order"] = table["method"].map(list(METHODS).index)
-    keys = ["model", "data", "schedule", "rank_rate", "order", "left_share", "own_per_shared", "iterations"]
+    table["trained"] = table["schedule"] != UNTRAINED
+    keys = ["model", "data", "trained", "schedule", "rank_rate", "order", "left_share", "own_per_shared", "iterations"]
     keys += [key for key in table if key.startswith("budget_") or key in ("calibration_images", "share", "refit")]
     return table.sort_values(keys, na_position="first", ignore_index=True)
 

@@ -1,4 +1,4 @@
-"""Result rows as a readable table beside what the paper prints, and the sentence of conditions below it."""
+"""Result rows as a table that a stranger can read, beside what the paper prints for them."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -7,83 +7,90 @@ import pandas as pd
 
 from jointsvd.results import paper
 from jointsvd.results.paired import difference
-from jointsvd.results.rows import summarize
+from jointsvd.results.rows import UNTRAINED, summarize
+from jointsvd.results.words import COLUMNS, label, percent, schedule_words
 from jointsvd.training.answers import unpack
-
-_LABELS = {
-    "dense": "dense (control)",
-    "svd": "SVD",
-    "tucker2": "Tucker-2",
-    "rjsvd1": "RJSVD-1",
-    "rjsvd2": "RJSVD-2",
-    "ljsvd": "LJSVD",
-    "budget": "ours",
-}
 
 
 def readable(rows: pd.DataFrame) -> pd.DataFrame:
     """The rows summarised over seeds, as text, beside what the paper prints for them.
 
-    "drop" is a line's accuracy minus that of its own dense control, fine-tuned alike, with the 95 % interval over test
-    images where rows hold the answers; "drop - paper's" sets it against the drop from the paper's own dense network.
+    "against" is a line's accuracy minus that of the network it is compared with, trained alike, with the 95 % interval
+    over test images where all rows hold which images were right. What only an expert needs stays in results.csv.
     """
     summary = summarize(rows)
-    untrained = (summary["schedule"] == "no training").all()
     differing = differing_names(summary)
     words = schedule_words(summary["schedule"])
     lines = []
     for row in summary.to_dict("records"):
-        printed = paper.printed(row)
-        where = paper.dataset(row["data"])
-        line = {name: words.get(row[name], row[name]) for name in differing}
-        line |= {
-            "method": label(row),
-            "rank_rate": "" if pd.isna(row["rank_rate"]) else f"{row['rank_rate']:g}",
-            "CF": f"{row['compression_factor']:.2f}",
-            "CF, paper's count": f"{row['compression_factor_paper']:.2f}",
-            "CF it prints": percent(printed.compression_factor if printed else None),
-            "parameters": f"{row['num_parameters']:,}",
-            "FLOPs": f"{row['flops'] / 1e8:.2f}e8",
-        }
-        if not row["from_scratch"]:
-            draws = f" ± {row['raw_std']:.2f} (n={row['n']})" if row["raw_std"] > 0 else ""
-            line["raw top-1 %"] = percent(row["raw_top1"]) + draws
-        if untrained:
-            line[f"paper's raw, {where} %"] = percent(printed.raw_top1 if printed else None)
-        else:
-            spread = f" ± {row['top1_std']:.2f}" if row["n"] > 1 else ""
-            line["top-1 %"] = f"{row['top1_mean']:.2f}{spread} (n={row['n']})"
-            line["best %"] = percent(row["best_top1"])
-            line[f"paper's, {where} %"] = percent(printed.top1 if printed else None)
-        line |= _drops(row, rows, printed, untrained)
+        line = {COLUMNS.get(name, name): str(words.get(row[name], row[name])) for name in differing}
+        line["method"] = label(row)
+        line["rank rate"] = "" if pd.isna(row["rank_rate"]) else f"{row['rank_rate']:g}"
+        lines.append(line | _sizes(row, rows) | _accuracies(row, rows) | _differences(row, rows) | _papers(row, rows))
         if "budget" in set(summary["method"]) and row["method"] != "dense":
-            line["seconds to compress"] = f"{row['decompose_seconds']:.0f}"
-        lines.append(line)
-    table = pd.DataFrame(lines).fillna("")
+            lines[-1]["seconds to compress"] = f"{row['decompose_seconds']:.0f}"
+    names = sorted(dict.fromkeys(name for line in lines for name in line), key=_place)
+    table = pd.DataFrame(lines, columns=names).fillna("")
     return table.loc[:, (table != "").any()]
 
 
-def _drops(
-    row: Mapping[str, Any], rows: pd.DataFrame, printed: paper.Printed | None, untrained: bool
-) -> dict[str, str]:
-    """Columns that compare a line with its own dense control, and with what the paper lost."""
-    control = control_of(row, rows)
-    if row["method"] == "dense" or control.empty:
-        return {}
+def _place(name: str) -> int:
+    """Where a column stands: accuracies side by side, differences side by side, the paper's numbers last."""
+    starts = ("parameters", "times", "million", "accuracy", "best", "against", "seconds", "the paper")
+    return next((place for place, start in enumerate(starts) if name.startswith(start)), -1)
+
+
+def _sizes(row: Mapping[str, Any], rows: pd.DataFrame) -> dict[str, str]:
+    """How many times smaller than the dense network; FLOPs as they are where the rows have no dense network."""
+    dense = rows[(rows["method"] == "dense") & _equal(row, rows, ["model", "data", "image_size"])]
+    sizes = {"times fewer parameters": f"{row['compression_factor']:.2f}"}
+    if dense.empty:
+        sizes["million FLOPs"] = f"{row['flops'] / 1e6:,.0f}"
+    else:
+        sizes["times fewer FLOPs"] = f"{dense['flops'].iloc[0] / row['flops']:.2f}"
+    return sizes | {"parameters": f"{row['num_parameters']:,}"}
+
+
+def _accuracies(row: Mapping[str, Any], rows: pd.DataFrame) -> dict[str, str]:
+    """Top-1 before and after training; the best epoch's where that is not always the last."""
+    found = {}
+    if not row["from_scratch"]:
+        draws = f" ± {row['raw_std']:.2f} (n={row['n']})" if row["raw_std"] > 0 else ""
+        found["accuracy without training, %"] = percent(row["raw_top1"]) + draws
+    if row["schedule"] != UNTRAINED:
+        spread = f" ± {row['top1_std']:.2f}" if row["n"] > 1 else ""
+        found["accuracy after training, %"] = f"{row['top1_mean']:.2f}{spread} (n={row['n']})"
+        if (rows["best_top1"] > rows["top1"]).any():
+            found["best after any epoch, %"] = percent(row["best_top1"])
+    return found
+
+
+def _differences(row: Mapping[str, Any], rows: pd.DataFrame) -> dict[str, str]:
+    """Accuracy minus that of the dense network, and of plain SVD, trained alike."""
+    paired = bool(rows["correct"].notna().all())
     ours = rows[rows["config_id"] == row["config_id"]]
-    drop = float(ours["top1"].mean() - control["top1"].mean())
-    text = f"{drop:+.2f}"
-    if ours["correct"].notna().all() and control["correct"].notna().all():
-        text = str(difference(*(map(unpack, group["correct"], group["num_test"]) for group in (ours, control))))
-    columns = {"drop (95 %)": text}
-    svd = svd_of(row, rows)
-    if not untrained and len(svd) and ours["correct"].notna().all() and svd["correct"].notna().all():
-        paired = difference(*(map(unpack, group["correct"], group["num_test"]) for group in (ours, svd)))
-        columns["- SVD (95 %)"] = str(paired)
-    dense = paper.printed(control.iloc[0])
-    kind = "raw_top1" if untrained else "top1"
-    if printed and dense and getattr(printed, kind) is not None:
-        columns["drop - paper's"] = f"{drop - (getattr(printed, kind) - getattr(dense, kind)):+.2f}"
+    columns = {}
+    for name, other in (("dense", control_of(row, rows)), ("SVD", svd_of(row, rows))):
+        if row["method"] == "dense" or other.empty or (name == "SVD" and row["schedule"] == UNTRAINED):
+            continue
+        if paired:
+            found = difference(*(map(unpack, group["correct"], group["num_test"]) for group in (ours, other)))
+            columns[f"against {name}, points (95 %)"] = str(found)
+        else:
+            columns[f"against {name}, points"] = f"{ours['top1'].mean() - other['top1'].mean():+.2f}"
+    return columns
+
+
+def _papers(row: Mapping[str, Any], rows: pd.DataFrame) -> dict[str, str]:
+    """What the paper prints, and how far its accuracy after training is from that of its own dense network."""
+    kind, when = ("raw_top1", " without training") if row["schedule"] == UNTRAINED else ("top1", "")
+    start = f"the paper, {paper.dataset(row['data'])}:"
+    printed, control = paper.printed(row), control_of(row, rows)
+    value = getattr(printed, kind, None)
+    columns = {f"{start} accuracy{when}, %": percent(value)}
+    dense = None if control.empty else paper.printed(control.iloc[0])
+    if row["method"] != "dense" and kind == "top1" and value is not None and dense is not None:
+        columns[f"{start} against dense, points"] = f"{value - (dense.top1 or 0):+.2f}"
     return columns
 
 
@@ -109,7 +116,7 @@ def _equal(row: Mapping[str, Any], rows: pd.DataFrame, names: Iterable[str]) -> 
 
 
 def differing_names(summary: pd.DataFrame) -> list[str]:
-    """Conditions that are not the same in all lines, beyond what the method column and rank_rate say."""
+    """Conditions that are not the same in all lines, beyond what the method and its rank rate say."""
     named = ["model", "data", "image_size", "layers", "iterations", "schedule", "precision", "calibration_images"]
     if summary["model"].nunique() == 1:  # else it differs with the model
         named.append("baseline_sha256")
@@ -120,43 +127,8 @@ def differing_names(summary: pd.DataFrame) -> list[str]:
     return [name for name in named if name in lines[name] and lines[name][name].nunique(dropna=False) > 1]
 
 
-def percent(value: float | None) -> str:
-    return "" if value is None or pd.isna(value) else f"{value:.2f}"
-
-
-def schedule_words(schedules: Iterable[str]) -> dict[str, str]:
-    """Each schedule by its first words, the epochs, and where these are the same by what else they do not share; the
-    sentence below the table has all of it."""
-    parts = {schedule: schedule.split(", ") for schedule in schedules}
-    if len({first for first, *_ in parts.values()}) == len(parts):
-        return {schedule: first for schedule, (first, *_) in parts.items()}
-    common = set.intersection(*(set(rest) for _, *rest in parts.values() if rest))
-    return {
-        schedule: ", ".join([first, *(part for part in rest if part not in common)])
-        for schedule, (first, *rest) in parts.items()
-    }
-
-
-def label(row: Mapping[str, Any]) -> str:
-    """A row's method as the paper writes it."""
-    text = _LABELS.get(row["method"], "")
-    if row["method"] == "bijsvd":
-        text = f"Bi-JSVD_{row['left_share']:g}"
-    if row["method"] == "nc_ctd":
-        text = f"NC_CTD, own/shared {row['own_per_shared']:g}"
-    if row["method"] == "budget":
-        words = {"budget_flops": "{:g} times fewer FLOPs", "budget_faster": "{:g} times faster"}
-        words |= {"budget_latency_ms": "{:g} ms"}
-        text += "".join(f", {word.format(row[name])}" for name, word in words.items() if (row.get(name) or 0) > 0)
-        text += f", ranks of {row['rank_multiple']:g}" if (row.get("rank_multiple") or 1) > 1 else ""
-        text += ", no sharing" * (not row["share"]) + ", no refit" * (not row["refit"])
-    elif (row.get("calibration_images") or 0) > 0:
-        text += ", batch norms again"
-    return text if row["hid"] != "dense" else f"{text}, HID dense"
-
-
 def conditions(rows: pd.DataFrame) -> str:
-    """What every number of the table was measured under, in one sentence."""
+    """What every number of the table was measured under, in a few sentences."""
 
     def all_of(name: str) -> str:
         return " / ".join(f"{value:,}" if name.startswith("num_") else str(value) for value in rows[name].unique())
@@ -177,20 +149,28 @@ def conditions(rows: pd.DataFrame) -> str:
     )
     if "imagenet" in set(rows["data"]):
         notes += " The paper's table VI contradicts itself: its FLOPs fit these rank rates, its CFs fit 0.075 and 0.2."
-    if (rows["schedule"] == "no training").all():
-        tuning = "No fine-tuning."
-    else:
-        what, seeds = "Fine-tuning" if baselines else "Training", all_of("seed").replace(" / ", ", ")
-        control = ", dense control too" if (rows["method"] == "dense").any() else ""
-        tuning = (
-            f"{what}{control}: {all_of('schedule')}; seeds {seeds}. Best: highest after any epoch, on the "
-            "test set, as the paper reports it."
-        )
-    if "calibration_images" in rows and (images := rows["calibration_images"].dropna().unique()).size:
-        numbers = " / ".join(f"{number:,.0f}" for number in images)
-        tuning += f" Calibration: {numbers} unlabelled training images, drawn by the seed."
     return (
         f"{all_of('model')} on {all_of('data')} ({all_of('image_size')} pixels a side, {all_of('num_train')} training "
-        f"and {all_of('num_test')} test images). {start} {tuning} "
+        f"and {all_of('num_test')} test images). {start} {_training(rows)} "
         f"{all_of('precision')}, {all_of('processor')}.{notes}"
     )
+
+
+def _training(rows: pd.DataFrame) -> str:
+    """The schedules, what they share said once, and where calibration images came from."""
+    schedules = [schedule for schedule in rows["schedule"].unique() if schedule != UNTRAINED]
+    text = "Nothing was trained."
+    if schedules:
+        parts = [schedule.split(", ") for schedule in schedules]
+        common = [part for part in parts[0][1:] if all(part in other[1:] for other in parts)]
+        apart = " / ".join(", ".join(part for part in words if part not in common) for words in parts)
+        also = ", the dense network too" if (rows["method"] == "dense").any() else ""
+        seeds = ", ".join(map(str, sorted(rows["seed"].unique())))
+        joined = "; each with " if len(schedules) > 1 else ", "
+        text = f"Training{also}: {joined.join([apart, ', '.join(common)])}; seeds {seeds}."
+        if (rows["best_top1"] > rows["top1"]).any():
+            text += " Best: highest after any epoch of any seed, on the test set, as the paper reports it."
+    if "calibration_images" in rows and (images := rows["calibration_images"].dropna().unique()).size:
+        numbers = " / ".join(f"{number:,.0f}" for number in images)
+        text += f" Calibration: {numbers} unlabelled training images, drawn by the seed."
+    return text
