@@ -9,11 +9,11 @@ from jointsvd.decomposition.svd import bijsvd, ljsvd, rjsvd, truncated_svd
 from jointsvd.decomposition.tucker import coupled_tucker2, tucker2
 from jointsvd.deployment.inference import Prepared, prepare_for_inference
 from jointsvd.network.cost import compression_factor, num_flops, num_parameters
-from jointsvd.network.files import load_compressed, save_compressed
+from jointsvd.network.files import load_compressed, load_with_header, save_compressed
 from jointsvd.network.groups import find_groups
 from jointsvd.network.plan import Group, Plan, TuckerGroup
 from jointsvd.network.rules import plan_compression
-from jointsvd.network.surgery import build_structure, compress_model
+from jointsvd.network.surgery import apply_plan, build_structure, compress_model
 
 __version__ = "0.1.0"
 __all__ = [
@@ -24,6 +24,7 @@ __all__ = [
     "Prepared",
     "Statistics",
     "TuckerGroup",
+    "apply_plan",
     "bijsvd",
     "build_structure",
     "collect_statistics",
@@ -34,6 +35,7 @@ __all__ = [
     "find_groups",
     "ljsvd",
     "load_compressed",
+    "load_with_header",
     "measure_layer_times",
     "num_flops",
     "num_parameters",

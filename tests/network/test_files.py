@@ -1,10 +1,12 @@
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import save_file
 
-from jointsvd import Group, Plan, build_structure, compress_model, load_compressed, plan_compression, save_compressed
-from jointsvd.network.files import read_metadata
-from jointsvd.network.rules import METHODS
+from jointsvd import Group, Plan, build_structure, load_compressed, plan_compression, save_compressed
+from jointsvd.network.files import load_with_header, read_metadata
+from jointsvd.network.methods import WITH_RANK_RATE
+from jointsvd.network.surgery import apply_plan, check_structure
 from jointsvd.training.models import build_model
 
 SMALL_LAYERS = ["layer[23].*.conv*"]  # of resnet18: quick to decompose
@@ -26,15 +28,15 @@ def saved(tmp_path_factory):
     model = dense()
     plan = plan_compression(model, "bijsvd", rank_rate=0.05, layers=SMALL_LAYERS)
     path = tmp_path_factory.mktemp("files") / "network.safetensors"
-    save_compressed(path, compress_model(model, plan), plan)
+    save_compressed(path, apply_plan(model, plan), plan)
     return path
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", WITH_RANK_RATE)
 def test_what_is_loaded_is_what_was_saved(tmp_path, method):
     model = dense()
     plan = plan_compression(model, method, rank_rate=0.1, layers=SMALL_LAYERS)
-    network = compress_model(model, plan)
+    network = apply_plan(model, plan)
     for tensor in [*network.parameters(), *network.buffers()]:  # else a load that does nothing would pass
         tensor.data = tensor.data + torch.rand_like(tensor.data, dtype=torch.float32).to(tensor.dtype)
     path = tmp_path / "network.safetensors"
@@ -68,6 +70,66 @@ def test_a_network_trained_from_scratch_is_saved_alike(tmp_path):
     save_compressed(tmp_path / "scratch", network, plan)
     loaded = load_compressed(tmp_path / "scratch", dense())
     assert torch.equal(loaded.layer2[0].conv2.u.weight, network.layer2[0].conv2.u.weight)
+
+
+def test_a_network_on_the_meta_device_gets_its_weights_on_the_cpu(saved):
+    with torch.device("meta"):
+        empty = dense()
+    loaded, expected = load_compressed(saved, empty).eval(), load_compressed(saved, dense()).eval()
+    assert not any(tensor.is_meta for tensor in [*loaded.parameters(), *loaded.buffers()])
+    assert all(parameter.requires_grad for parameter in loaded.parameters())
+    assert aliases(loaded) == aliases(expected)
+    images = torch.randn(2, 3, 32, 32)
+    assert torch.equal(loaded(images), expected(images))
+    assert all(tensor.is_meta for tensor in empty.state_dict().values())
+
+
+class Scaled(torch.nn.Module):
+    """Has a value that its state dict leaves out, as a buffer or as a plain attribute."""
+
+    def __init__(self, *, buffer):
+        super().__init__()
+        self.linear = torch.nn.Linear(3, 2)
+        if buffer:
+            self.register_buffer("scale", torch.ones(2), persistent=False)
+        else:
+            self.scale = torch.ones(2)
+
+
+@pytest.mark.parametrize("buffer", [True, False])
+def test_what_no_file_has_cannot_come_from_the_meta_device(tmp_path, buffer):
+    path = tmp_path / "network.safetensors"
+    save_compressed(path, Scaled(buffer=buffer), Plan())
+    assert torch.equal(load_compressed(path, Scaled(buffer=buffer)).scale, torch.ones(2))
+    with torch.device("meta"):
+        empty = Scaled(buffer=buffer)
+    with pytest.raises(ValueError, match="scale is not saved with the weights"):
+        load_compressed(path, empty)
+
+
+def test_the_header_is_read_without_the_weights(saved, tmp_path):
+    path = tmp_path / "network.safetensors"
+    path.write_bytes(saved.read_bytes()[:-1] + b"?")
+    assert read_metadata(path) == read_metadata(saved)
+    with pytest.raises(ValueError, match="changed after it was written"):
+        load_compressed(path, dense())
+    path.write_bytes(saved.read_bytes().replace(b"jointsvd-plan", b"another--plan"))
+    with pytest.raises(ValueError, match="changed after it was written: not a jointsvd-plan"):
+        read_metadata(path)
+    path.write_bytes(saved.read_bytes()[:-1])
+    with pytest.raises(ValueError, match="truncated"):
+        read_metadata(path)
+
+
+def test_network_and_header_in_one_reading(saved, monkeypatch):
+    opened = []
+    monkeypatch.setattr(
+        "jointsvd.network.files.safe_open", lambda *args, **options: opened.append(args) or safe_open(*args, **options)
+    )
+    network, header = load_with_header(saved, dense())
+    assert len(opened) == 1
+    assert header == read_metadata(saved)
+    check_structure(network, Plan.from_json(header["plan"]))
 
 
 def flip_byte(data):

@@ -3,14 +3,17 @@
 import copy
 import re
 
+import numpy as np
 import pytest
 import torch
 from timm.layers import StdConv2d
 from torch import nn
 
-from jointsvd import Group, Plan, TuckerGroup, build_structure, compress_model, find_groups, num_flops, num_parameters
+from jointsvd import Group, Plan, TuckerGroup, build_structure, find_groups, num_flops, num_parameters
 from jointsvd.network.layers import fold_u, fold_v, unfold
-from jointsvd.network.rules import METHODS, plan_compression
+from jointsvd.network.methods import WITH_RANK_RATE
+from jointsvd.network.rules import plan_compression
+from jointsvd.network.surgery import apply_plan
 from jointsvd.training.models import build_model
 
 
@@ -27,7 +30,7 @@ class Blocks(nn.Module):
         return x
 
 
-MATRIX_METHODS = [method for method in METHODS if method not in ("tucker2", "nc_ctd")]
+MATRIX_METHODS = [method for method in WITH_RANK_RATE if method not in ("tucker2", "nc_ctd")]
 NAMES = tuple(f"layer2.{i}.conv1" for i in range(3))
 
 
@@ -63,14 +66,14 @@ def test_full_rank_equals_the_dense_convs(conv, stride, shared):
         "tucker": TuckerGroup(NAMES, (8, 8)),
         "coupled": TuckerGroup(NAMES, (8, 8), (3, 2)),
     }[shared]
-    compressed = compress_model(model, Plan((group,)))
+    compressed = apply_plan(model, Plan((group,)))
     x = torch.randn(2, 8, 33, 35, dtype=torch.float64)
     torch.testing.assert_close(compressed(x), model(x))
 
 
 def test_one_member_and_string_padding():
     model = nn.Sequential(nn.Conv2d(3, 6, 3, padding="same")).double()
-    compressed = compress_model(model, Plan((Group(("0",), right_rank=9),)))
+    compressed = apply_plan(model, Plan((Group(("0",), right_rank=9),)))
     x = torch.randn(1, 3, 7, 7, dtype=torch.float64)
     torch.testing.assert_close(compressed(x), model(x))
 
@@ -126,12 +129,12 @@ def test_tucker_layers_share_one_whole_tucker_or_nothing(method):
     assert num_parameters(compressed) == expected
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", WITH_RANK_RATE)
 def test_what_is_not_planned_keeps_its_weights_and_the_dense_network_is_untouched(method):
     model = build_model("resnet18", num_classes=10).eval()
     before = copy.deepcopy(model.state_dict())
     plan = plan_compression(model, method, rank_rate=0.1, layers=["layer[23].*.conv*"])
-    compressed = compress_model(model, plan, iterations=3)
+    compressed = apply_plan(model, plan, iterations=3)
     assert num_parameters(compressed) == num_parameters(build_structure(model, plan))  # filling leaves factors shared
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
     kept = compressed.state_dict()
@@ -149,7 +152,7 @@ def test_what_is_not_planned_keeps_its_weights_and_the_dense_network_is_untouche
 def test_a_module_used_under_two_names_stays_one():
     conv = nn.Conv2d(4, 4, 3, padding=1)
     model = nn.ModuleDict({"a": conv, "b": conv, "inner": nn.Sequential(conv)})
-    compressed = compress_model(model, Plan((Group(("b",), right_rank=2),)))
+    compressed = apply_plan(model, Plan((Group(("b",), right_rank=2),)))
     assert compressed["a"] is compressed["b"] is compressed["inner"][0]
     assert not isinstance(compressed["a"], nn.Conv2d)
 
@@ -247,6 +250,11 @@ def test_the_rank_rates_named_in_the_messages_work(method):
         lambda: Group(("a", "b")),
         lambda: Group(("a",), left_rank=1),
         lambda: Group(("a", "b"), left_rank=-1, right_rank=2),
+        lambda: Group(("a", "b"), right_rank=True),
+        lambda: Group(("a", "b"), right_rank=2.0),
+        lambda: Group(("a", "b"), right_rank="2"),
+        lambda: TuckerGroup(("a",), (True, 2)),
+        lambda: TuckerGroup(("a",), 2),
         lambda: TuckerGroup(("a",), (1, 0)),
         lambda: TuckerGroup(("a", "b"), (1, 1), (1,)),
         lambda: TuckerGroup(("a",), (1, 1), (1, 1)),
@@ -261,6 +269,13 @@ def test_the_rank_rates_named_in_the_messages_work(method):
 def test_bad_groups_and_plans_are_refused(bad):
     with pytest.raises(ValueError, match=r"group|plan"):
         bad()
+
+
+def test_ranks_may_be_numpys_integers():
+    matrix, tucker = Group(("a", "b"), np.int64(2), np.int32(3)), TuckerGroup(("a",), np.array([4, 5]))
+    assert all(type(rank) is int for rank in (matrix.left_rank, matrix.right_rank, *tucker.own))
+    plan = Plan((matrix, TuckerGroup(("c", "d"), (np.uint8(1), 2), [np.int64(3), 4])))
+    assert Plan.from_json(plan.to_json()) == plan
 
 
 @pytest.mark.parametrize("method", ["bijsvd", "tucker2", "nc_ctd"])
@@ -283,13 +298,13 @@ def test_members_that_do_not_fit_are_refused():
         (Group(("9",), right_rank=1), "has nothing"),
     ]:
         with pytest.raises(ValueError, match=message):
-            compress_model(model, Plan((group,)))
+            apply_plan(model, Plan((group,)))
     with pytest.raises(ValueError, match="before it is wrapped"):
-        compress_model(nn.DataParallel(model), Plan())
+        apply_plan(nn.DataParallel(model), Plan())
     with torch.no_grad():
         model[0].weight[0, 0, 0, 0] = torch.nan
     with pytest.raises(ValueError, match=r"group 0: .*NaN"):
-        compress_model(model, Plan((Group(("0",), right_rank=1),)))
+        apply_plan(model, Plan((Group(("0",), right_rank=1),)))
 
 
 def test_flops_count_two_for_each_multiply_add():

@@ -9,6 +9,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.flop_counter import FlopCounterMode
 
 from jointsvd.network.layers import MatrixLayer, is_matrix
+from jointsvd.network.random_state import random_state_kept
 
 Positions = tuple[float, float]  # outputs behind a layer's two factors, vertical and horizontal
 
@@ -36,6 +37,7 @@ def num_flops(model: nn.Module, input_size: Sequence[int]) -> int:
     return usage(deepcopy(model).to("meta"), torch.empty(1, *input_size, device="meta", dtype=dtype))[1]
 
 
+@random_state_kept()
 @torch.no_grad()
 def usage(model: nn.Module, image: Tensor) -> tuple[dict[str, Positions], int]:
     """How often a forward pass of one image (1, ...) uses each ungrouped Conv2d and each Linear, and the FLOPs of all

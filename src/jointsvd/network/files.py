@@ -2,8 +2,10 @@
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -12,6 +14,7 @@ from torch import Tensor, nn
 
 from jointsvd.network.atomic import write_atomic as write_atomic  # other rooms import it from here
 from jointsvd.network.plan import Plan
+from jointsvd.network.random_state import random_state_kept
 from jointsvd.network.surgery import build_structure, check_structure
 
 FORMAT = "jointsvd"
@@ -42,37 +45,39 @@ def save_compressed(
 def load_compressed(path: str | Path, dense_model: nn.Module) -> nn.Module:
     """The network saved at `path`, in the structure of `dense_model` (any network of that architecture; not changed).
 
-    Weights take the dtypes of the file and the device of `dense_model`. Raises ValueError for a file that is missing,
-    truncated, edited, of another format, or of another architecture.
+    Weights take the dtypes of the file and the device of `dense_model`, or the CPU if that is the meta device. Raises
+    ValueError for a file that is missing, truncated, edited, of another format, or of another architecture, and for a
+    network on the meta device with tensors that are not saved with its weights (buffers that are not persistent).
     """
+    return load_with_header(path, dense_model)[0]
+
+
+@random_state_kept()
+def load_with_header(path: str | Path, dense_model: nn.Module) -> tuple[nn.Module, dict[str, str]]:
+    """What `load_compressed` and `read_metadata` return, of a file that is read once. Raises as `load_compressed`."""
     tensors, header = _read(path)
     try:
         model = build_structure(dense_model, Plan.from_json(header["plan"]))
     except ValueError as error:
         raise ValueError(f"{path} does not fit this network: {error}") from error
-    expected = _unique_tensors(model)
-    missing, extra = expected.keys() - tensors.keys(), tensors.keys() - expected.keys()
-    if missing or extra:
-        raise ValueError(
-            f"{path} was saved from another architecture: it lacks {sorted(missing)[:3]} and has unknown "
-            f"{sorted(extra)[:3]} ({len(missing)} and {len(extra)} in all)"
-        )
-    for key, tensor in expected.items():
-        if tensor.shape != tensors[key].shape:
-            raise ValueError(
-                f"{path} was saved from another architecture: {key} has shape {tuple(tensors[key].shape)}, "
-                f"this network needs {tuple(tensor.shape)}"
-            )
-        tensor.data = tensors[key].to(tensor.device)
-    return model
+    _check_architecture(path, _unique_tensors(model), tensors)
+    _fill(model, tensors)
+    return model, header
 
 
 def read_metadata(path: str | Path) -> dict[str, str]:
     """The header of a file by `save_compressed`: format, version, plan, sha256 and what else was saved with it.
 
-    Raises ValueError as `load_compressed` does.
+    Quick, because the weights are not read: that they, and the plan, are those of the sha256 is what `load_compressed`
+    checks. Raises ValueError for a file that is missing, truncated, of another format, or without a readable plan.
     """
-    return _read(path)[1]
+    with _opened(path) as file:
+        header = _checked_header(path, file.metadata())
+    try:
+        Plan.from_json(header["plan"])
+    except ValueError as error:
+        raise ValueError(f"{path} was changed after it was written: {error}") from error
+    return header
 
 
 def is_compressed_file(path: str | Path) -> bool:
@@ -85,22 +90,71 @@ def is_compressed_file(path: str | Path) -> bool:
     return b'"__metadata__"' in start and f'"format":"{FORMAT}"'.encode() in start
 
 
-def _read(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+@contextmanager
+def _opened(path: str | Path) -> Iterator[Any]:
     if not Path(path).is_file():
         raise ValueError(f"no file at {path}")
     try:
         with safe_open(path, framework="pt") as file:
-            header = file.metadata() or {}
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (no dict)
+            yield file
     except SafetensorError as error:
         raise ValueError(f"{path} is truncated or no safetensors file: {error}") from error
+
+
+def _checked_header(path: str | Path, header: dict[str, str] | None) -> dict[str, str]:
+    header = header or {}
     if header.get("format") != FORMAT or not {"version", "plan", "sha256"} <= header.keys():
         raise ValueError(f"{path} was not written by jointsvd.save_compressed (a plain safetensors file?)")
     if header["version"] != VERSION:
         raise ValueError(f"{path} has format version {header['version']}; this release reads version {VERSION}")
+    return header
+
+
+def _read(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    with _opened(path) as file:
+        header = _checked_header(path, file.metadata())
+        tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (no dict)
     if _digest(tensors, header["plan"]) != header["sha256"]:
         raise ValueError(f"{path} was changed after it was written: its sha256 does not match its contents")
     return tensors, header
+
+
+def _check_architecture(path: str | Path, expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> None:
+    """Raises ValueError unless the file's tensors have the names and shapes that the network expects."""
+    missing, extra = expected.keys() - found.keys(), found.keys() - expected.keys()
+    if missing or extra:
+        raise ValueError(
+            f"{path} was saved from another architecture: it lacks {sorted(missing)[:3]} and has unknown "
+            f"{sorted(extra)[:3]} ({len(missing)} and {len(extra)} in all)"
+        )
+    for key, tensor in expected.items():
+        if tensor.shape != found[key].shape:
+            raise ValueError(
+                f"{path} was saved from another architecture: {key} has shape {tuple(found[key].shape)}, "
+                f"this network needs {tuple(tensor.shape)}"
+            )
+
+
+def _fill(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Give the network the values of a file; tensors on the meta device, which cannot hold any, are replaced."""
+    replaced: dict[int, tuple[Tensor, Tensor]] = {}
+    for key, tensor in _unique_tensors(model).items():
+        if not tensor.is_meta:
+            tensor.data = tensors[key].to(tensor.device)
+            continue
+        parameter = isinstance(tensor, nn.Parameter)
+        new = nn.Parameter(tensors[key], requires_grad=tensor.requires_grad) if parameter else tensors[key]
+        replaced[id(tensor)] = (tensor, new)
+    for name, module in model.named_modules():
+        for own in (module._parameters, module._buffers):
+            own.update({key: replaced[id(tensor)][1] for key, tensor in own.items() if id(tensor) in replaced})
+        for key, value in {**vars(module), **module._buffers}.items():
+            if isinstance(value, Tensor) and value.is_meta:
+                where = ".".join(filter(None, (name, key)))
+                raise ValueError(
+                    f"{where} is not saved with the weights, and has no value in a network on the meta device: build "
+                    "the dense network on the CPU"
+                )
 
 
 def _unique_tensors(model: nn.Module) -> dict[str, Tensor]:

@@ -29,3 +29,4 @@ _ALL = (
     Method("budget", "ours", uses_rank_rate=False),
 )
 METHODS: dict[str, Method] = {method.key: method for method in _ALL}
+WITH_RANK_RATE = tuple(method.key for method in _ALL if method.uses_rank_rate)

@@ -1,8 +1,9 @@
 """Which layers are decomposed together and at which ranks: groups, and `Plan`, whose JSON travels with the weights."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
+from numbers import Integral
 from typing import Any, ClassVar
 
 
@@ -22,10 +23,12 @@ class Group:
     def __post_init__(self) -> None:
         _check_members(self)
         ranks = (self.left_rank, self.right_rank)
-        if not all(isinstance(rank, int) and rank >= 0 for rank in ranks) or ranks == (0, 0):
+        if not all(map(_is_whole, ranks)) or min(ranks) < 0 or max(ranks) == 0:
             raise ValueError(
                 f"group {self.members}: (left, right) ranks must be whole numbers, not both 0; got {ranks}"
             )
+        object.__setattr__(self, "left_rank", int(self.left_rank))
+        object.__setattr__(self, "right_rank", int(self.right_rank))
         if len(self.members) == 1 and self.left_rank:
             raise ValueError(f"group {self.members}: one member alone has nothing to share; give right_rank only")
 
@@ -47,16 +50,22 @@ class TuckerGroup:
             ranks = getattr(self, name)
             if ranks is None and name == "shared":
                 continue
-            if len(ranks) != 2 or not all(isinstance(rank, int) and rank > 0 for rank in ranks):
+            pair = tuple(ranks) if isinstance(ranks, Iterable) else ()
+            if len(pair) != 2 or not all(map(_is_whole, pair)) or min(pair) < 1:
                 raise ValueError(
                     f"group {self.members}: {name} ranks must be two positive whole numbers, got {ranks!r}"
                 )
-            object.__setattr__(self, name, tuple(ranks))
+            object.__setattr__(self, name, tuple(map(int, pair)))
         if len(self.members) == 1 and self.shared:
             raise ValueError(f"group {self.members}: one member alone has nothing to share; give own ranks only")
 
 
 AnyGroup = Group | TuckerGroup
+
+
+def _is_whole(rank: object) -> bool:
+    """Whether it is an integer of Python or NumPy; a bool is a mistake."""
+    return isinstance(rank, Integral) and not isinstance(rank, bool)
 
 
 def _check_members(group: AnyGroup) -> None:

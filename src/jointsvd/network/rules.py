@@ -9,16 +9,16 @@ from torch import nn
 
 from jointsvd.network.groups import find_groups
 from jointsvd.network.layers import unfolded_shape
+from jointsvd.network.methods import WITH_RANK_RATE, Key
 from jointsvd.network.plan import Group, Plan, TuckerGroup
 
-METHODS = ("svd", "tucker2", "nc_ctd", "rjsvd1", "rjsvd2", "ljsvd", "bijsvd")
-Method = Literal["svd", "tucker2", "nc_ctd", "rjsvd1", "rjsvd2", "ljsvd", "bijsvd"]
+METHODS = WITH_RANK_RATE  # other rooms import them from here
 Members = tuple[str, ...]
 
 
 def plan_compression(
     model: nn.Module,
-    method: Method,
+    method: Key,
     *,
     rank_rate: float,
     left_share: float = 0.5,
@@ -37,17 +37,7 @@ def plan_compression(
     Raises ValueError for unknown methods and values out of range, for a group whose ranks are all 0, for one whose
     factors would hold no fewer parameters than its dense members, and for 1x1 convs under a Tucker method.
     """
-    if method not in METHODS:
-        raise ValueError(f"unknown method {method!r}; one of {', '.join(METHODS)}")
-    if not 0 < rank_rate < float("inf"):
-        raise ValueError(f"rank_rate must be a positive number, got {rank_rate}")
-    if not 0 <= left_share <= 1:
-        raise ValueError(f"left_share must be between 0 and 1, got {left_share}")
-    if not 0 < own_per_shared < float("inf"):
-        raise ValueError(f"own_per_shared must be a positive number, got {own_per_shared}")
-    if hid not in ("decompose", "dense"):
-        raise ValueError(f"hid must be 'decompose' or 'dense', got {hid!r}")
-
+    _check_values(method, rank_rate, left_share, own_per_shared, hid)
     treatment: Literal["alone", "joint", "dense"] = "joint" if method == "rjsvd1" else "alone"
     found = find_groups(model, hid="dense" if hid == "dense" else treatment, layers=layers)
     if method in ("svd", "tucker2"):
@@ -65,6 +55,19 @@ def plan_compression(
     rates = {members: _Rates.of(convs, share) for members, convs in groups.items()}
     _check_rates(rates, rank_rate)
     return Plan(tuple(Group(members, *rate.ranks(rank_rate)) for members, rate in rates.items()), settings)
+
+
+def _check_values(method: str, rank_rate: float, left_share: float, own_per_shared: float, hid: str) -> None:
+    if method not in WITH_RANK_RATE:
+        raise ValueError(f"unknown method {method!r}; one of {', '.join(WITH_RANK_RATE)}")
+    if not 0 < rank_rate < float("inf"):
+        raise ValueError(f"rank_rate must be a positive number, got {rank_rate}")
+    if not 0 <= left_share <= 1:
+        raise ValueError(f"left_share must be between 0 and 1, got {left_share}")
+    if not 0 < own_per_shared < float("inf"):
+        raise ValueError(f"own_per_shared must be a positive number, got {own_per_shared}")
+    if hid not in ("decompose", "dense"):
+        raise ValueError(f"hid must be 'decompose' or 'dense', got {hid!r}")
 
 
 def _tucker_groups(

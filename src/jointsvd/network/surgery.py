@@ -2,11 +2,10 @@
 
 from collections.abc import Callable
 from copy import deepcopy
-from typing import cast
+from typing import Protocol, cast
 
 from torch import Tensor, nn
 
-from jointsvd.compression.calibration import Statistics
 from jointsvd.decomposition.svd import NUM_ITERATIONS, bijsvd, ljsvd, rjsvd
 from jointsvd.decomposition.tucker import TuckerFactors, coupled_tucker2, tucker2
 from jointsvd.decomposition.weighted import weighted_bijsvd
@@ -23,10 +22,13 @@ from jointsvd.network.layers import (
     unfold,
 )
 from jointsvd.network.plan import AnyGroup, Group, Plan, TuckerGroup
+from jointsvd.network.progress import bar
+from jointsvd.network.random_state import random_state_kept
 
 
 def build_structure(model: nn.Module, plan: Plan) -> nn.Module:
     """A copy of `model` with the planned layers as factor layers of random weights; shared factors are one Parameter.
+    The weights are drawn from PyTorch's global generator, as those of any new layer.
 
     Everything the plan does not name keeps its weights. This is the network to load weights into, or to train from
     scratch. Raises ValueError for a wrapped model, and for members that are missing, no ungrouped convs, or do not fit
@@ -44,8 +46,16 @@ def build_structure(model: nn.Module, plan: Plan) -> nn.Module:
     return structure
 
 
-def compress_model(
-    model: nn.Module, plan: Plan, *, iterations: int = NUM_ITERATIONS, statistics: Statistics | None = None
+class Metrics(Protocol):
+    """What knows how much an error in a layer matters."""
+
+    def metric(self, name: str) -> tuple[Tensor, Tensor]:
+        """(C, G) of the layer of that name, as `decomposition.weighted` takes them."""
+
+
+@random_state_kept()
+def apply_plan(
+    model: nn.Module, plan: Plan, *, iterations: int = NUM_ITERATIONS, statistics: Metrics | None = None
 ) -> nn.Module:
     """A copy of `model` in which each group is replaced by its joint decomposition; `model` stays as it was.
 
@@ -54,7 +64,7 @@ def compress_model(
     ranks too large for their layers, and for weights that hold NaN or infinite values.
     """
     compressed = build_structure(model, plan)
-    for group in plan.groups:
+    for group in bar(plan.groups, "Decomposing"):
         try:
             factors = _decompose(_members(model, group), group, iterations, statistics)
         except ValueError as error:
@@ -64,6 +74,9 @@ def compress_model(
             for part, weight in weights.items():
                 _weight(layer, part).data.copy_(weight)
     return compressed
+
+
+compress_model = apply_plan  # its name in release 0.1.0
 
 
 def check_structure(model: nn.Module, plan: Plan) -> None:
@@ -104,7 +117,7 @@ def _shared_parts(group: AnyGroup) -> list[str]:
 
 
 def _decompose(
-    layers: list[MatrixLayer], group: AnyGroup, iterations: int, statistics: Statistics | None
+    layers: list[MatrixLayer], group: AnyGroup, iterations: int, statistics: Metrics | None
 ) -> list[dict[str, Tensor]]:
     """For each member the weights of the layers in its factor layer."""
     if isinstance(group, TuckerGroup):
@@ -121,7 +134,7 @@ def _decompose(
 
 
 def _factors(
-    Ws: list[Tensor], group: Group, iterations: int, statistics: Statistics | None
+    Ws: list[Tensor], group: Group, iterations: int, statistics: Metrics | None
 ) -> tuple[list[Tensor], Tensor, Tensor, list[Tensor]]:
     """(U_n, V, U, V_n), of which a method without a left or right rank leaves its two empty."""
     nothing = Ws[0].new_zeros(0, 0)
