@@ -4,13 +4,13 @@ import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from jointsvd.network.extras import extra
 
 with extra("onnx"):
+    import numpy as np
     import onnxruntime
 
 Run = Callable[[Tensor], np.ndarray]
