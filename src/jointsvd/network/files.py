@@ -16,6 +16,7 @@ from jointsvd.network.atomic import write_atomic as write_atomic  # other rooms 
 from jointsvd.network.plan import Plan
 from jointsvd.network.random_state import random_state_kept
 from jointsvd.network.surgery import build_structure, check_structure
+from jointsvd.network.tensors import fill, unique_tensors
 
 FORMAT = "jointsvd"
 VERSION = "1"
@@ -30,7 +31,7 @@ def save_compressed(
     the dense network. Raises ValueError, before anything is written, for a model that does not have that structure.
     """
     check_structure(model, plan)
-    tensors = {key: tensor.detach().cpu().contiguous() for key, tensor in _unique_tensors(model).items()}
+    tensors = {key: tensor.detach().cpu().contiguous() for key, tensor in unique_tensors(model).items()}
     plan_json = plan.to_json()
     header = {
         **(metadata or {}),
@@ -60,8 +61,8 @@ def load_with_header(path: str | Path, dense_model: nn.Module) -> tuple[nn.Modul
         model = build_structure(dense_model, Plan.from_json(header["plan"]))
     except ValueError as error:
         raise ValueError(f"{path} does not fit this network: {error}") from error
-    _check_architecture(path, _unique_tensors(model), tensors)
-    _fill(model, tensors)
+    _check_architecture(path, unique_tensors(model), tensors)
+    fill(model, tensors)
     return model, header
 
 
@@ -133,36 +134,6 @@ def _check_architecture(path: str | Path, expected: Mapping[str, Tensor], found:
                 f"{path} was saved from another architecture: {key} has shape {tuple(found[key].shape)}, "
                 f"this network needs {tuple(tensor.shape)}"
             )
-
-
-def _fill(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
-    """Give the network the values of a file; tensors on the meta device, which cannot hold any, are replaced."""
-    replaced: dict[int, tuple[Tensor, Tensor]] = {}
-    for key, tensor in _unique_tensors(model).items():
-        if not tensor.is_meta:
-            tensor.data = tensors[key].to(tensor.device)
-            continue
-        parameter = isinstance(tensor, nn.Parameter)
-        new = nn.Parameter(tensors[key], requires_grad=tensor.requires_grad) if parameter else tensors[key]
-        replaced[id(tensor)] = (tensor, new)
-    for name, module in model.named_modules():
-        for own in (module._parameters, module._buffers):
-            own.update({key: replaced[id(tensor)][1] for key, tensor in own.items() if id(tensor) in replaced})
-        for key, value in {**vars(module), **module._buffers}.items():
-            if isinstance(value, Tensor) and value.is_meta:
-                where = ".".join(filter(None, (name, key)))
-                raise ValueError(
-                    f"{where} is not saved with the weights, and has no value in a network on the meta device: build "
-                    "the dense network on the CPU"
-                )
-
-
-def _unique_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """The state dict with every tensor under its first name only."""
-    unique: dict[int, tuple[str, Tensor]] = {}
-    for key, tensor in model.state_dict(keep_vars=True).items():
-        unique.setdefault(id(tensor), (key, tensor))
-    return dict(unique.values())
 
 
 def _digest(tensors: Mapping[str, Tensor], plan_json: str) -> str:
