@@ -1,6 +1,6 @@
 """What `compress` did to each layer and why, as a table and a picture."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,7 @@ def allocation_table(report: Sequence[dict[str, Any]]) -> pd.DataFrame:
             "% of FLOPs": f"{100 * line['flops'] / total[1]:.1f}",
             "predicted error": f"{line['predicted_error']:.1e}",
             "reached error": f"{line['reached_error']:.1e}",
-            "why": _reason(line),
+            "why": reason(line),
         }
         for line in report
     ]
@@ -75,7 +75,8 @@ def _short(layers: Sequence[str]) -> str:
     return layers[0] if len(layers) == 1 else f"{layers[0]} … {layers[-1]} ({len(layers)} layers)"
 
 
-def _reason(line: dict[str, Any]) -> str:
+def reason(line: Mapping[str, Any]) -> str:
+    """Why the planner chose so."""
     if line["choice"] == "dense":
         return "a rank costs more than it saves" if line["largest_rank"] else "no rank is smaller"
     alike = {"left": "they read alike", "right": "they write alike"}

@@ -107,6 +107,11 @@ def collect(folder: Path) -> pd.DataFrame:
     return table
 
 
+def read_rows(folder: Path) -> pd.DataFrame:
+    """The rows of an experiment that was collected before."""
+    return pd.read_csv(folder / "results.csv", dtype={"config_id": str})
+
+
 def summarize(rows: pd.DataFrame) -> pd.DataFrame:
     """One line for each setting: n seeds, mean and standard deviation (n - 1) of top1, best of all."""
     lines = []
