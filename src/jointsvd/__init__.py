@@ -1,6 +1,7 @@
 """Joint matrix decomposition of CNNs: layers of the same shape share one SVD factor (Chen et al., arXiv 2107.04386)."""
 
 from jointsvd.compression.allocation import plan_for_budget
+from jointsvd.compression.budget import Budget
 from jointsvd.compression.calibration import Statistics, collect_statistics, recalibrate_batchnorm
 from jointsvd.compression.compressed import Compressed, compress
 from jointsvd.compression.layer_times import LayerTimes, measure_layer_times
@@ -17,6 +18,7 @@ from jointsvd.network.surgery import apply_plan, build_structure, compress_model
 
 __version__ = "0.1.0"
 __all__ = [
+    "Budget",
     "Compressed",
     "Group",
     "LayerTimes",

@@ -6,8 +6,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch._subclasses import FakeTensorMode
 
-from jointsvd.compression.calibration import collect_statistics, recalibrate_batchnorm, strips
+from jointsvd import Group, Plan, apply_plan
+from jointsvd.compression.calibration import beside, collect_statistics, recalibrate_batchnorm, strips
+from jointsvd.compression.refitting import refit
 from jointsvd.decomposition.weighted import objective
 from jointsvd.network.layers import FactorPair, fold_u, unfold
 
@@ -95,7 +98,7 @@ def test_batch_norm_gets_the_averages_of_the_data():
         (None, [torch.full((1, 3, 8, 8), float("nan"))], "NaN"),
         (None, [torch.zeros(1, 1, 8, 8)], "cannot run on a calibration batch"),
         (None, [torch.zeros(1, 3, 8, 8, dtype=torch.float64)], "cannot run on a calibration batch"),
-        (None, [torch.zeros(1, 3, 8, 8, device="meta")], "the model is on cpu"),
+        (None, [torch.zeros(1, 3, 8, 8, device="meta")], "a calibration batch is on the meta device"),
         (nn.Module.half, [torch.zeros(1, 3, 8, 8)], "needs a model in float32"),
         (lambda model: model[:4], [torch.zeros(1, 3, 9, 9)], None),
         (lambda model: nn.Sequential(*model, nn.Linear(5, 1)), [torch.zeros(1, 3, 8, 8)], "two or more logits"),
@@ -113,3 +116,28 @@ def test_bad_input(change, batches, message):
         with pytest.raises(ValueError, match=message):
             recalibrate_batchnorm(model, batches)
         assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+
+
+def test_a_model_without_weights_is_refused():
+    with pytest.raises(ValueError, match="the model is on the meta device"):
+        collect_statistics(network().to("meta"), [torch.zeros(1, 3, 8, 8)])
+
+
+def test_batches_come_to_the_model(monkeypatch):
+    """What `beside` does to a batch is done before the model sees it, wherever images run: here, another dtype."""
+    monkeypatch.setattr("jointsvd.compression.calibration.beside", lambda model, images: images.double())
+    model, batches = network().double(), [torch.randn(4, 3, 8, 8), (torch.randn(2, 3, 8, 8), None)]
+    statistics = collect_statistics(model, batches)
+    recalibrate_batchnorm(model, batches)
+    plan = Plan((Group(("0",), 0, 2),))
+    refit(model, apply_plan(model, plan), plan, statistics, batches)
+    assert statistics.num_images == 6
+
+
+def test_beside_a_model_on_a_gpu():
+    """In PyTorch's make-believe, which needs no GPU, and where a CPU batch stops such a model too."""
+    with FakeTensorMode():
+        model, images = nn.Linear(3, 2, device="cuda"), torch.zeros(4, 3)
+        with pytest.raises(RuntimeError, match="same device"):
+            model(images)
+        assert model(beside(model, images)).device == beside(model, images).device == torch.device("cuda", 0)

@@ -7,7 +7,7 @@ import timm
 import torch
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from jointsvd import Group, Plan, collect_statistics, compress, compress_model, num_parameters, plan_for_budget
+from jointsvd import Budget, Group, Plan, apply_plan, collect_statistics, compress, num_parameters, plan_for_budget
 from jointsvd.network.layers import unfolded_shape
 from jointsvd.network.surgery import check_structure
 from jointsvd.training.models import build_model
@@ -44,17 +44,17 @@ def test_families(model):
     statistics = collect_statistics(model, IMAGES)
     shapes = {name: unfolded_shape(model.get_submodule(name)) for name in statistics.inputs}
     whole = Plan(tuple(Group((name,), 0, min(shape)) for name, shape in shapes.items()))
-    same = compress_model(model, whole, statistics=statistics)
+    same = apply_plan(model, whole, statistics=statistics)
     with torch.no_grad():
         outputs = model(*IMAGES)
         torch.testing.assert_close(same(*IMAGES), outputs, atol=2e-3, rtol=2e-3)
 
-    plan, choices = plan_for_budget(model, statistics, params=1.5)
-    factor = num_parameters(model) / num_parameters(compress_model(model, plan, statistics=statistics))
+    plan, choices = plan_for_budget(model, statistics, Budget(params=1.5))
+    factor = num_parameters(model) / num_parameters(apply_plan(model, plan, statistics=statistics))
     step = max(choice.option.rank_cost[0] for choice in choices) / num_parameters(model)
     assert 1.5 <= factor <= 1.5 * (1.02 + 1.5 * step)
     with pytest.raises(ValueError, match="no plan reaches this budget"):
-        plan_for_budget(model, statistics, params=1000)
+        plan_for_budget(model, statistics, Budget(params=1000))
 
     before = copy.deepcopy(model.state_dict())
     result = compress(model, IMAGES, params=1.2)

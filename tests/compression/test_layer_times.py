@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from jointsvd import LayerTimes, collect_statistics, compress, plan_for_budget
+from jointsvd import Budget, LayerTimes, collect_statistics, compress, plan_for_budget
 from jointsvd.compression.layer_times import _times, measure_layer_times
 from jointsvd.network.timing import Latency, latency
 
@@ -58,6 +58,22 @@ def test_times_are_measured_once_a_shape_and_kept(model, clock, tmp_path):
     assert measure_layer_times(model, IMAGES[:1], cache=cache) == times
 
 
+@pytest.mark.parametrize(
+    "line",
+    [None, "fast", 1.0, {}, [], [1.0, 0.2], [1.0, 0.2, 0.1, 0.0], [1.0, None, 0.1], [1.0, "0.2", 0.1], [True, 0.2, 0.1],
+     [float("nan"), 0.2, 0.1], [float("inf"), 0.2, 0.1], [1.0, -0.2, 0.1], [0.0, 0.2, 0.1]],
+)  # fmt: skip
+def test_what_cannot_be_a_time_was_not_measured(model, clock, tmp_path, line):
+    cache = tmp_path / "times.json"
+    times = measure_layer_times(model, IMAGES[:1], cache=cache)
+    known = json.loads(cache.read_text())
+    cache.write_text(json.dumps({**known, next(iter(known)): line}))
+    assert measure_layer_times(model, IMAGES[:1], cache=cache) == times
+    assert json.loads(cache.read_text()) == known
+    cache.write_text(json.dumps([line]))
+    assert measure_layer_times(model, IMAGES[:1], cache=cache) == times
+
+
 def test_layers_are_timed_where_they_run_and_a_layer_that_runs_twice_takes_both_times(monkeypatch, tmp_path):
     first, twice = nn.Linear(4, 4), nn.Linear(4, 4)
     model = nn.Sequential(first, twice, nn.ReLU(), twice)
@@ -87,7 +103,7 @@ def test_a_budget_of_time_holds_and_dense_may_be_faster(model):
     statistics = collect_statistics(model, [IMAGES])
     layers = {"0": (1.0, 2.0, 0.1), "2": (1.0, 0.2, 0.05), "4": (1.0, 0.2, 0.05), "7": (0.1, 0.2, 0.1)}
     times = LayerTimes(3.6, layers)  # half a millisecond is no layer's
-    plan, choices = plan_for_budget(model, statistics, faster=1.4, times=times)
+    plan, choices = plan_for_budget(model, statistics, Budget(faster=1.4), times=times)
     spent = 0.5
     for choice in choices:
         for layer in choice.option.layers:
@@ -97,11 +113,11 @@ def test_a_budget_of_time_holds_and_dense_may_be_faster(model):
     assert 3.6 / 1.4 - 0.1 <= spent <= 3.6 / 1.4
     assert {name for group in plan.groups for name in group.members} <= {"2", "4"}
     with pytest.raises(ValueError, match="no plan reaches this budget"):
-        plan_for_budget(model, statistics, faster=3, times=times)
+        plan_for_budget(model, statistics, Budget(faster=3), times=times)
     with pytest.raises(ValueError, match="not both"):
-        plan_for_budget(model, statistics, faster=2, flops=2, times=times)
+        plan_for_budget(model, statistics, Budget(flops=2), times=times)
     with pytest.raises(ValueError, match="needs times="):
-        plan_for_budget(model, statistics, faster=2)
+        plan_for_budget(model, statistics, Budget(faster=2))
 
 
 def test_compress_to_milliseconds(model, clock, tmp_path, monkeypatch):

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from jointsvd import Group, Plan, collect_statistics, compress_model, recalibrate_batchnorm
+from jointsvd import Group, Plan, apply_plan, collect_statistics, recalibrate_batchnorm
 from jointsvd.compression.refitting import refit
 from jointsvd.deployment.inference import multiplied_out
 from jointsvd.network.layers import unfold
@@ -34,7 +34,7 @@ def space(weight):
 
 def refitted(model, plan):
     statistics = collect_statistics(model, BATCHES)
-    compressed = compress_model(model, plan, statistics=statistics)
+    compressed = apply_plan(model, plan, statistics=statistics)
     before = copy.deepcopy(compressed)
     return before, refit(model, compressed, plan, statistics, BATCHES)
 
@@ -117,7 +117,7 @@ def test_a_layer_that_runs_twice_keeps_its_factors():
 def test_bad_input(batches, message):
     model, plan = build_model("resnet20", num_classes=10).eval(), Plan((Group(("layer1.0.conv1",), 0, 4),))
     statistics = collect_statistics(model, [IMAGES])
-    compressed = compress_model(model, plan, statistics=statistics)
+    compressed = apply_plan(model, plan, statistics=statistics)
     with pytest.raises(ValueError, match=message):
         refit(model, compressed, plan, statistics, batches)
     with pytest.raises(ValueError, match="FactorPair"):

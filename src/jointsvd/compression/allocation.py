@@ -7,62 +7,67 @@ bisection.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from math import inf
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from jointsvd.compression.budget import Budget, Means
 from jointsvd.compression.calibration import Statistics
 from jointsvd.compression.layer_times import LayerTimes
 from jointsvd.compression.options import Choice, Cost, Layer, Option, alone, cheapest, fits, total
 from jointsvd.compression.sharing import merge
+from jointsvd.compression.untouched import matrix_layers
 from jointsvd.decomposition.weighted import with_ridge
 from jointsvd.network.cost import Positions, num_parameters, usage
-from jointsvd.network.layers import is_matrix, unfold
+from jointsvd.network.layers import unfold
 from jointsvd.network.plan import Plan
+from jointsvd.network.random_state import random_state_kept
 
 
+@dataclass(frozen=True)
+class _Task:
+    """The layers that may be factored, what the whole network costs, and by which factors its costs are to fall."""
+
+    layers: list[Layer]
+    cost: Cost
+    factors: tuple[float | None, float | None]
+
+
+@random_state_kept()
 def plan_for_budget(
     model: nn.Module,
     statistics: Statistics,
+    budget: Budget,
     *,
-    params: float | None = None,
-    flops: float | None = None,
-    faster: float | None = None,
     times: LayerTimes | None = None,
-    share: bool = True,
-    rank_multiple: int = 1,
+    share: bool = Means.share,
+    rank_multiple: int = Means.rank_multiple,
 ) -> tuple[Plan, list[Choice]]:
-    """The plan of least predicted error with `params` times fewer parameters, and `flops` times fewer FLOPs or, by the
-    measured `times`, `faster` times as fast.
+    """The plan of least predicted error that keeps the budget, and what became of every layer.
 
-    FLOPs are the whole network's, an image. All budgets given hold. share: whether layers may share factors.
-    rank_multiple: ranks are multiples of it. Returns the plan and what became of every layer.
+    FLOPs are the whole network's, an image. times: of `measure_layer_times`, for a budget of time. share: whether
+    layers may share factors. rank_multiple: ranks are multiples of it.
 
-    Raises ValueError for no budget, one below 1, or one that no plan reaches, naming the smallest network there is.
+    Raises ValueError for a budget that no plan reaches, naming the smallest network there is, and for a budget of time
+    without times.
     """
-    positions = {name: statistics.positions[name] for name in statistics.inputs}
-    layers, run, factor = _running(_layers(model, positions), statistics.flops, flops, faster, times)
-    metrics = {layer.name: statistics.metric(layer.name) for layer in layers}
-    dead = {name for name, moments in metrics.items() if not all(moment.any() for moment in moments)}
-    dead = dead if len(dead) < len(layers) else set()  # then nothing tells them apart
-    layers = [_weighed(layer, *metrics[layer.name], dead=layer.name in dead) for layer in layers]
-    limits = _limits(model, layers, run, params, factor, rank_multiple)
-    options = [alone(layer) for layer in layers]
-    prices = _find_prices(options, limits, rank_multiple)
-    if share:
-        options = merge(options, prices, rank_multiple)
-        prices = _find_prices(options, limits, rank_multiple)
-    choices = _fill([cheapest(option, prices, rank_multiple) for option in options], limits, rank_multiple)
+    means = Means(share=share, rank_multiple=rank_multiple)
+    if budget.timed and times is None:
+        raise ValueError("a budget of time needs times=, what measure_layer_times returns")
+    task = _task(model, budget, {n: statistics.positions[n] for n in statistics.inputs}, statistics.flops, times)
+    task = replace(task, layers=_weighed(task.layers, statistics))
+    limits = _limits(task, means.rank_multiple)
+    choices = _choices(task.layers, limits, means)
     if not fits(total(choice.cost for choice in choices), limits):
         raise ValueError("no plan keeps all budgets at once: relax one of them")
-    settings: dict[str, Any] = {"method": "budget", "params": params, "flops": flops, "share": share}
+    settings: dict[str, Any] = {"method": "budget", "params": task.factors[0], "flops": budget.flops, "share": share}
     if times is not None:
-        kept = run - total(layer.dense_cost for layer in layers)[1]
+        kept = task.cost[1] - total(layer.dense_cost for layer in task.layers)[1]
         predicted = kept + total(choice.cost for choice in choices)[1]
-        settings |= {"faster": faster, "milliseconds": times.network, "predicted_milliseconds": predicted}
+        settings |= {"faster": task.factors[1], "milliseconds": times.network, "predicted_milliseconds": predicted}
     settings |= {"rank_multiple": rank_multiple, "predicted_error": sum(choice.error for choice in choices)}
     return Plan(tuple(choice.group for choice in choices if choice.rank), settings), choices
 
@@ -70,46 +75,40 @@ def plan_for_budget(
 def check_budget(
     model: nn.Module,
     image: Tensor,
+    budget: Budget,
     *,
-    params: float | None = None,
-    flops: float | None = None,
-    faster: float | None = None,
     times: LayerTimes | None = None,
-    rank_multiple: int = 1,
+    rank_multiple: int = Means.rank_multiple,
 ) -> None:
-    """Raises ValueError as `plan_for_budget` does, without statistics.
+    """Raises ValueError as `plan_for_budget` does, without statistics; a budget of time is not looked at without times.
 
     image: (1, ...), on the model's device, which may be "meta".
     """
-    positions, all_flops = usage(model, image)
-    layers, run, factor = _running(_layers(model, positions), all_flops, flops, faster, times)
-    _limits(model, layers, run, params, factor, rank_multiple)
+    means = Means(rank_multiple=rank_multiple)
+    _limits(_task(model, budget, *usage(model, image), times), means.rank_multiple)
 
 
-def _running(
-    layers: list[Layer], all_flops: int, flops: float | None, faster: float | None, times: LayerTimes | None
-) -> tuple[list[Layer], float, float | None]:
-    """The layers with what it costs to run them, the whole network's cost, and by which factor it is to fall."""
+def _task(
+    model: nn.Module, budget: Budget, positions: Mapping[str, Positions], flops: int, times: LayerTimes | None
+) -> _Task:
+    """positions: of the layers that run; flops: of the whole network."""
+    layers, params = _layers(model, positions), budget.params_of(model)
     if times is None:
-        if faster is not None:
-            raise ValueError("faster= needs times=, what measure_layer_times returns")
-        return layers, all_flops, flops
-    if flops is not None:
-        raise ValueError("give flops= or a budget of time, not both")
+        return _Task(layers, (num_parameters(model), flops), (params, budget.flops))
+    if budget.flops is not None:
+        raise ValueError("give flops or a budget of time with its times, not both")
     timed = []
     for layer in layers:
         dense, fixed, per_rank = times.layers[layer.name]
         timed.append(replace(layer, dense_run=dense, fixed_run=fixed, rank_run=per_rank))
-    return timed, max(times.network, sum(layer.dense_run for layer in timed)), faster
+    network = max(times.network, sum(layer.dense_run for layer in timed))
+    return _Task(timed, (num_parameters(model), network), (params, budget.faster_than(times.network)))
 
 
 def _layers(model: nn.Module, positions: Mapping[str, Positions]) -> list[Layer]:
-    """Those that run and do not share their weight with another module, with no metrics yet."""
-    owners = [id(weight) for module in model.modules() for weight in module._parameters.values()]
+    """Those of the layers that run which can be factored, with no metrics yet."""
     layers = []
-    for name, module in model.named_modules():
-        if not is_matrix(module) or name not in positions or owners.count(id(module.weight)) > 1:
-            continue
+    for name, module in matrix_layers(model, positions):
         weight: Tensor = module.weight
         W, (vertical, horizontal), none = unfold(weight.detach()), positions[name], torch.empty(0)
         sides = (type(module), *weight.shape[1:3]), (type(module), weight.shape[0], *weight.shape[3:])
@@ -118,37 +117,51 @@ def _layers(model: nn.Module, positions: Mapping[str, Positions]) -> list[Layer]
     return layers
 
 
-def _weighed(layer: Layer, C: Tensor, G: Tensor, *, dead: bool) -> Layer:
-    """The layer with its metrics, their scale in W; all in float64 on the CPU. dead: changing it changes nothing."""
+def _weighed(layers: Sequence[Layer], statistics: Statistics) -> list[Layer]:
+    """The layers with their metrics, which are 0 where changing a layer changes nothing."""
+    metrics = [statistics.metric(layer.name) for layer in layers]
+    alive = [all(moment.any() for moment in moments) for moments in metrics]
+    alive = alive if any(alive) else [True] * len(layers)  # then nothing tells them apart
+    return [_with_metric(layer, *metric, scale) for layer, metric, scale in zip(layers, metrics, alive, strict=True)]
+
+
+def _with_metric(layer: Layer, C: Tensor, G: Tensor, scale: float) -> Layer:
+    """Metrics of mean 1, their scale in W; all in float64 on the CPU."""
     C, G = (with_ridge(moment.double().cpu()) for moment in (C, G))
     scales = C.diagonal().mean(), G.diagonal().mean()
-    W = layer.W.double().cpu() * (scales[0] * scales[1]).sqrt() * (not dead)
+    W = layer.W.double().cpu() * (scales[0] * scales[1]).sqrt() * scale
     return replace(layer, W=W, C=C / scales[0], G=G / scales[1])
 
 
-def _limits(
-    model: nn.Module, layers: Sequence[Layer], run: float, params: float | None, factor: float | None, multiple: int
-) -> Cost:
-    """What `layers` may cost for the network to keep its budgets. Raises ValueError if nothing keeps them."""
-    if (params is None and factor is None) or not all(budget is None or budget >= 1 for budget in (params, factor)):
-        raise ValueError(f"give budgets as factors of 1 or more; got params={params}, FLOPs or time {factor}")
-    if multiple < 1:
-        raise ValueError(f"rank_multiple must be 1 or more, got {multiple}")
-    if not layers:
+def _choices(layers: Sequence[Layer], limits: Cost, means: Means) -> list[Choice]:
+    multiple = means.rank_multiple
+    options = [alone(layer) for layer in layers]
+    prices = _find_prices(options, limits, multiple)
+    if means.share:
+        options = merge(options, prices, multiple)
+        prices = _find_prices(options, limits, multiple)
+    return _fill([cheapest(option, prices, multiple) for option in options], limits, multiple)
+
+
+def _limits(task: _Task, multiple: int) -> Cost:
+    """What the layers may cost for the network to keep its budgets. Raises ValueError if nothing keeps them."""
+    if not task.layers:
         raise ValueError("the network has no Conv2d or Linear that runs and can be factored")
-    dense = total(layer.dense_cost for layer in layers)
-    smallest = total(_smallest_cost(layer, multiple) for layer in layers)
-    kept = (num_parameters(model) - dense[0], run - dense[1])  # biases, norms and what cannot be factored
+    dense = total(layer.dense_cost for layer in task.layers)
+    smallest = total(_smallest_cost(layer, multiple) for layer in task.layers)
+    kept = (task.cost[0] - dense[0], task.cost[1] - dense[1])  # biases, norms and what cannot be factored
 
-    def limit(axis: int, budget: float | None) -> float:
-        return (dense[axis] + kept[axis]) / budget - kept[axis] if budget else inf
+    def limit(axis: int) -> float:
+        factor = task.factors[axis]
+        return inf if factor is None else (dense[axis] + kept[axis]) / factor - kept[axis]
 
-    limits = limit(0, params), limit(1, factor)
+    limits = limit(0), limit(1)
     if not fits(smallest, limits):
         factors = [(cost + rest) / (least + rest) for cost, least, rest in zip(dense, smallest, kept, strict=True)]
         raise ValueError(
-            f"no plan reaches this budget: at rank {multiple} in all {len(layers)} layers that can be factored, the "
-            f"network has {factors[0]:.4g} times fewer parameters, {factors[1]:.4g} times fewer FLOPs or milliseconds"
+            f"no plan reaches this budget: at rank {multiple} in all {len(task.layers)} layers that can be factored, "
+            f"the network has {factors[0]:.4g} times fewer parameters, {factors[1]:.4g} times fewer FLOPs or "
+            "milliseconds"
         )
     return limits
 
@@ -202,7 +215,10 @@ def _fill(choices: Sequence[Choice], limits: Cost, multiple: int) -> list[Choice
         if not fits((used[0] + more[0], used[1] + more[1]), limits):
             return 0.0
         saved = float(choice.option.eigenvalues[choice.rank : choice.rank + multiple].sum())
-        return saved / max(cost / limit for cost, limit in zip(more, limits, strict=True))
+        share = max(cost / limit for cost, limit in zip(more, limits, strict=True))
+        if not share:  # as where time alone counts, and more ranks take no more of it
+            return inf if saved else 0.0
+        return saved / share
 
     while choices:
         used = total(choice.cost for choice in choices)

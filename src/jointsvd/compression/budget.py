@@ -1,7 +1,12 @@
-"""What a compressed network may cost."""
+"""What a compressed network may cost, and which means may be used."""
 
 import math
 from dataclasses import dataclass, fields
+from numbers import Real
+
+from torch import nn
+
+from jointsvd.network.cost import num_parameters
 
 
 @dataclass(frozen=True)
@@ -25,11 +30,54 @@ class Budget:
         if not given:
             raise ValueError("give a budget: params, flops, bytes, faster (times fewer or faster) or latency_ms")
         for name, value in given.items():
-            number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+            number = isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
             if name == "latency_ms":
                 if not number or value <= 0:
                     raise ValueError(f"latency_ms is a number of milliseconds above 0, got {value!r}")
             elif not number or value < 1:
                 raise ValueError(f"{name} is a factor of 1 or more (22: 22 times fewer), got {value!r}")
-        if self.flops is not None and (self.faster is not None or self.latency_ms is not None):
+            if not isinstance(value, int | float):  # NumPy's numbers do not go into JSON
+                object.__setattr__(self, name, float(value))
+        if self.flops is not None and self.timed:
             raise ValueError("give flops or a budget of time (faster, latency_ms), not both")
+
+    @property
+    def timed(self) -> bool:
+        """Whether time is part of it."""
+        return self.faster is not None or self.latency_ms is not None
+
+    def params_of(self, model: nn.Module) -> float | None:
+        """By which factor the parameters of `model` must fall to keep `params` and `bytes`; buffers do not shrink.
+
+        Raises ValueError if they alone are more than the bytes allow.
+        """
+        if self.bytes is None:
+            return self.params
+        weights = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
+        buffers = sum(buffer.numel() * buffer.element_size() for buffer in model.buffers())
+        left = (weights + buffers) / self.bytes - buffers
+        if left <= 0:
+            raise ValueError(f"bytes={self.bytes:g} leaves less than the model's buffers alone, {buffers} bytes")
+        size = weights / num_parameters(model)
+        return max(self.params or 1.0, num_parameters(model) / (left / size))
+
+    def faster_than(self, milliseconds: float) -> float | None:
+        """By which factor a network that takes so long must become faster."""
+        if self.latency_ms is None:
+            return self.faster
+        return max(self.faster or 1.0, milliseconds / self.latency_ms)
+
+
+@dataclass(frozen=True)
+class Means:
+    """How a budget may be reached. share: layers may share factors. refit: factors are fitted again behind compressed
+    layers. rank_multiple: ranks are multiples of it, 1 or more. Raises ValueError for other values."""
+
+    share: bool = True
+    refit: bool = True
+    rank_multiple: int = 1
+
+    def __post_init__(self) -> None:
+        multiple = self.rank_multiple
+        if not isinstance(multiple, int) or isinstance(multiple, bool) or multiple < 1:
+            raise ValueError(f"rank_multiple must be a whole number, 1 or more, got {multiple!r}")

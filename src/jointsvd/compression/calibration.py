@@ -2,10 +2,12 @@
 their outputs, and batch-norm statistics measured again. Labels are never used."""
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
+from functools import partial
+from operator import length_hint
 from typing import Any
 
 import torch
@@ -15,6 +17,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from jointsvd.network.cost import Positions, usage
 from jointsvd.network.layers import MatrixLayer, is_matrix
+from jointsvd.network.progress import bar
+from jointsvd.network.random_state import random_state_kept
 
 Loader = Iterable[Any]  # of batches (N, ...), or of tuples whose first item is one
 
@@ -46,50 +50,63 @@ class Statistics:
         return self.inputs[name] / 2, self.outputs[name]
 
 
+@random_state_kept()
 @torch.enable_grad()
 def collect_statistics(model: nn.Module, loader: Loader, *, seed: int = 0) -> Statistics:
     """Second moments at every ungrouped Conv2d and every Linear of `model` that runs, in evaluation mode.
 
-    loader: batches on the model's device, or tuples whose first item is one. The gradients are those of the log
-    probability of classes drawn (by `seed`) from the model's own predictions, a softmax over its last dimension, as for
-    the Fisher information; `model` is left as it was. Raises ValueError for a loader that is empty or gives no images,
-    for images that hold NaN, are on another device, of another dtype or shape than the model takes, for a model in half
-    precision, and for one that returns no logits.
+    loader: batches, or tuples whose first item is one, each brought to the model's device. The gradients are those of
+    the log probability of classes drawn (by `seed`) from the model's own predictions, a softmax over its last
+    dimension, as for the Fisher information; `model` is left as it was. Raises ValueError for a loader that is empty or
+    gives no images, for images that hold NaN, are on the meta device, of another dtype or shape than the model takes,
+    for a model in half precision or on the meta device, and for one that returns no logits.
     """
-    sums: dict[tuple[str, str], Tensor] = {}
-    counts: Counter[str] = Counter()
-
-    def add(name: str, what: str, vectors: Tensor) -> None:
-        moment = (vectors.T @ vectors).double()
-        sums[name, what] = sums[name, what] + moment if (name, what) in sums else moment
-        counts[name] += len(vectors) if what == "out" else 0
-
-    def recorder(name: str) -> Callable[..., None]:
-        def record(layer: MatrixLayer, inputs: tuple[Tensor], output: Tensor) -> None:
-            add(name, "in", strips(layer, inputs[0].detach()))
-            channels = 1 if isinstance(layer, nn.Conv2d) else -1  # a linear layer may see images too, channels last
-            if output.requires_grad:
-                output.register_hook(lambda g: add(name, "out", g.movedim(channels, -1).reshape(-1, g.shape[channels])))
-
-        return record
-
-    copy = deepcopy(model).requires_grad_(False)
-    for name, module in copy.named_modules():
-        if is_matrix(module):
-            module.register_forward_hook(recorder(name))
+    moments, copy = _Moments(), deepcopy(model).requires_grad_(False)
+    moments.watch(copy)
     generator, num = torch.Generator().manual_seed(seed), 0
-    for images, output in run_batches(copy, loader, differentiable=True):
+    batches = run_batches(copy, loader, differentiable=True)
+    for images, output in bar(batches, "Measuring layers", total=length_hint(loader) or None):
         image = images[:1].detach()
         log_probs = F.log_softmax(_logits(output), -1)
         drawn = torch.multinomial(log_probs.detach().exp().cpu(), 1, generator=generator).to(log_probs.device)
         log_probs.gather(1, drawn).sum().backward()
         num += len(images)
-    names = [name for name, what in sums if what == "out"]
-    inputs = {name: sums[name, "in"] / num for name in names}
-    outputs = {name: sums[name, "out"] / counts[name] for name in names}
-    return Statistics(inputs, outputs, *usage(model, image), num)
+    return Statistics(*moments.averages(num), *usage(model, image), num)
 
 
+class _Moments:
+    """Second moments of the layers' inputs and of the gradients at their outputs, added up while a network runs."""
+
+    def __init__(self) -> None:
+        self.sums: dict[tuple[str, str], Tensor] = {}
+        self.counts: Counter[str] = Counter()
+
+    def watch(self, model: nn.Module) -> None:
+        for name, module in model.named_modules():
+            if is_matrix(module):
+                module.register_forward_hook(partial(self._record, name))
+
+    def averages(self, num: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Over `num` images, and over positions and images; of the layers that a gradient came back to."""
+        names = [name for name, what in self.sums if what == "out"]
+        inputs = {name: self.sums[name, "in"] / num for name in names}
+        return inputs, {name: self.sums[name, "out"] / self.counts[name] for name in names}
+
+    def _record(self, name: str, layer: MatrixLayer, inputs: tuple[Tensor], output: Tensor) -> None:
+        self._add(name, "in", strips(layer, inputs[0].detach()))
+        channels = 1 if isinstance(layer, nn.Conv2d) else -1  # a linear layer may see images too, channels last
+        if output.requires_grad:
+            output.register_hook(
+                lambda g: self._add(name, "out", g.movedim(channels, -1).reshape(-1, g.shape[channels]))
+            )
+
+    def _add(self, name: str, what: str, vectors: Tensor) -> None:
+        moment, key = (vectors.T @ vectors).double(), (name, what)
+        self.sums[key] = self.sums[key] + moment if key in self.sums else moment
+        self.counts[name] += len(vectors) if what == "out" else 0
+
+
+@random_state_kept()
 @torch.no_grad()
 def recalibrate_batchnorm(model: nn.Module, loader: Loader) -> nn.Module:
     """Measure the running mean and variance of every batch norm again, in place, as the averages over the batches of
@@ -156,7 +173,7 @@ def _logits(output: Any) -> Tensor:
 def run_batches(
     model: nn.Module, loader: Loader, *, training: Iterable[nn.Module] = (), differentiable: bool = False
 ) -> Iterator[tuple[Tensor, Any]]:
-    """(images, output) of each batch; all modules but those `training` in evaluation mode."""
+    """(images, output) of each batch, on the model's device; all modules but those `training` in evaluation mode."""
     parameter = next(model.parameters(), None)
     if parameter is not None and parameter.dtype not in (torch.float32, torch.float64):
         raise ValueError(f"calibration needs a model in float32, got {parameter.dtype}; call model.float()")
@@ -165,10 +182,8 @@ def run_batches(
         for module in training:
             module.train()
         for batch in loader:
-            images = images_of(batch)
+            images = beside(model, images_of(batch))
             nothing = False
-            if parameter is not None and images.device != parameter.device:
-                raise ValueError(f"the model is on {parameter.device}, a calibration batch on {images.device}")
             if not len(images) or not torch.isfinite(images).all():
                 raise ValueError("a calibration batch is empty, or holds NaN or infinite values")
             if differentiable:
@@ -183,6 +198,15 @@ def run_batches(
             yield images, output
     if nothing:
         raise ValueError("the calibration loader is empty")
+
+
+def beside(model: nn.Module, images: Tensor) -> Tensor:
+    """`images` on the model's device. Raises ValueError if either is on the meta device, which holds no values."""
+    device = next((parameter.device for parameter in model.parameters()), images.device)
+    for what, where in (("the model", device), ("a calibration batch", images.device)):
+        if where.type == "meta":
+            raise ValueError(f"{what} is on the meta device, without values: calibration needs them on a real one")
+    return images.to(device)
 
 
 def images_of(batch: Any) -> Tensor:

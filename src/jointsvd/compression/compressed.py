@@ -1,24 +1,28 @@
 """`compress`: a trained network and calibration images in, the network at a budget out."""
 
+import inspect
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from copy import deepcopy
-from dataclasses import dataclass, replace
-from typing import Any, cast
+from dataclasses import dataclass, fields, replace
+from typing import Any
 
 from torch import Tensor, nn
 
 from jointsvd.compression.allocation import check_budget, plan_for_budget
+from jointsvd.compression.budget import Budget, Means
 from jointsvd.compression.calibration import Loader, Statistics, collect_statistics, recalibrate_batchnorm, run_batches
-from jointsvd.compression.layer_times import measure_layer_times
+from jointsvd.compression.layer_times import LayerTimes, measure_layer_times
 from jointsvd.compression.options import Choice
+from jointsvd.compression.processes import in_first_process, several_processes
 from jointsvd.compression.refitting import check_sizes
 from jointsvd.compression.refitting import refit as _refit
-from jointsvd.decomposition.weighted import objective
-from jointsvd.network.cost import num_parameters
-from jointsvd.network.layers import FactorPair, unfold
+from jointsvd.compression.report import report_of
+from jointsvd.compression.untouched import untouched
 from jointsvd.network.plan import Plan
-from jointsvd.network.surgery import compress_model
+from jointsvd.network.random_state import random_state_kept
+from jointsvd.network.surgery import apply_plan, build_structure
+from jointsvd.network.tensors import fill, unique_tensors
 from jointsvd.network.timing import latency
 
 _log = logging.getLogger(__name__)
@@ -29,70 +33,108 @@ class Compressed:
     """report: a dictionary for each choice of the planner, in the network's order: its layers, what was done ("dense",
     "alone", or "left" and "right" for a shared U or V), the rank, the largest rank that would have saved parameters,
     parameters and FLOPs of an image before and after, and the predicted change of the network's output (KL divergence,
-    nats an image) beside that of the factors found for it, before they were fitted again."""
+    nats an image) beside that of the factors found for it, before they were fitted again. untouched: the layers with
+    parameters that no choice was made for, by name, class, parameters and reason."""
 
     model: nn.Module
     plan: Plan
     report: list[dict[str, Any]]
+    untouched: list[dict[str, Any]]
 
 
+@random_state_kept()
 def compress(
     model: nn.Module,
     calibration: Loader,
+    budget: Budget | None = None,
     *,
-    params: float | None = None,
-    flops: float | None = None,
-    bytes: float | None = None,
-    faster: float | None = None,
-    latency_ms: float | None = None,
-    share: bool = True,
-    refit: bool = True,
-    rank_multiple: int = 1,
+    share: bool = Means.share,
+    refit: bool = Means.refit,
+    rank_multiple: int = Means.rank_multiple,
+    **budgets: float | None,
 ) -> Compressed:
-    """A copy of `model` with `params` times fewer parameters, `flops` times fewer FLOPs, `bytes` times smaller,
-    `faster` times as fast or with a forward pass of one image in `latency_ms`, as given; `model` stays as it was.
+    """A copy of `model` that keeps a `Budget`, given as such or by its fields: ``compress(model, images, params=22)``.
+    `model` stays as it was.
 
-    Time is that of PyTorch on the model's device now, from layers that are measured first (`measure_layer_times`); it
-    and FLOPs exclude each other. The result is timed too: plan.settings has the dense network's milliseconds, the
-    predicted and the measured ones.
+    Time is that of PyTorch on the model's device now, from layers that are measured first (`measure_layer_times`). The
+    result is timed too: plan.settings has the dense network's milliseconds, the predicted and the measured ones.
 
     calibration: some hundred images as batches, or as tuples whose first item is one; labels are not used. The ranks of
     all convs and linear layers, and which of them share a factor, are chosen to change the network's output least;
-    batch norm is measured again on the same images. refit: whether each layer's factors are then fitted behind the
-    layers compressed before it, which takes memory for all images at once. No training. Raises ValueError as
-    `collect_statistics` and `plan_for_budget` do, for bad budgets and bad first batches before any long work.
+    batch norm is measured again on the same images. share: whether layers may share factors. refit: whether each
+    layer's factors are then fitted behind the layers compressed before it, which takes memory for all images at once.
+    rank_multiple: ranks are multiples of it. No training.
+
+    In torch.distributed all processes call it, rank 0 does the work on its own images, and all get its network. Raises
+    ValueError as `collect_statistics` and `plan_for_budget` do, for bad budgets before anything runs.
     """
-    loader = list(calibration) if refit or isinstance(calibration, Iterator) else calibration  # it runs more than once
-    if refit:
+    budget, means = _budget(budget, budgets), Means(share, refit, rank_multiple)
+    if not several_processes():
+        return _compressed(model, calibration, budget, means)
+
+    def work() -> tuple[Compressed, dict[str, Tensor]]:
+        result = _compressed(model, calibration, budget, means)
+        tensors = {key: tensor.detach().cpu() for key, tensor in unique_tensors(result.model).items()}
+        return replace(result, model=nn.Identity()), tensors  # modules may hold what cannot be sent
+
+    result, tensors = in_first_process(work)
+    structure = build_structure(model, result.plan)
+    fill(structure, tensors)
+    return replace(result, model=structure)
+
+
+# commands/config.py still looks for the budget's fields in the signature
+_shown = inspect.signature(compress)
+_fields = [inspect.Parameter(field.name, inspect.Parameter.KEYWORD_ONLY, default=None) for field in fields(Budget)]
+compress.__signature__ = _shown.replace(parameters=[*list(_shown.parameters.values())[:-1], *_fields])  # type: ignore
+
+
+def _budget(budget: Budget | None, given: Mapping[str, float | None]) -> Budget:
+    if budget is not None and given:
+        raise ValueError(f"give a Budget or its fields, not both: got a Budget and {', '.join(given)}")
+    if budget is not None and not isinstance(budget, Budget):
+        raise ValueError(f"give the budget by its fields (params=22) or as a Budget(params=22), got {budget!r}")
+    return budget or Budget(**given)
+
+
+def _compressed(model: nn.Module, calibration: Loader, budget: Budget, means: Means) -> Compressed:
+    loader = list(calibration) if means.refit or isinstance(calibration, Iterator) else calibration  # it runs twice
+    if means.refit:
         check_sizes(loader)
-    if latency_ms is not None and latency_ms <= 0:
-        raise ValueError(f"latency_ms must be above 0, got {latency_ms:g}")
-    params = params_for_bytes(model, params, bytes)
     image = next(run_batches(model, loader))[0][:1]
-    times = measure_layer_times(model, image) if faster or latency_ms else None
-    if times and latency_ms is not None:
-        faster = max(faster or 1.0, times.network / latency_ms)
-    running: dict[str, Any] = {"flops": flops, "faster": faster, "times": times}
-    check_budget(model, image, params=params, rank_multiple=rank_multiple, **running)
+    times = _times(model, image, budget, means)
     _log.info("Measuring what the layers do on the calibration images")
     statistics = collect_statistics(model, loader)
     _log.info("Choosing ranks and shared factors of %d layers", len(statistics.inputs))
-    plan, choices = plan_for_budget(
-        model, statistics, params=params, share=share, rank_multiple=rank_multiple, **running
-    )
-    _log.info("Decomposing %d layers", sum(len(group.members) for group in plan.groups))
-    compressed = compress_model(model, plan, statistics=statistics)
-    order = [name for name, _ in model.named_modules()]
-    choices = sorted(choices, key=lambda choice: order.index(choice.option.layers[0].name))
-    report = [_line(choice, model, compressed, statistics) for choice in choices]
-    _log.info("Fitting factors and batch norms behind compressed layers" if refit else "Measuring batch norms again")
-    if refit:
+    ways: dict[str, Any] = {"share": means.share, "rank_multiple": means.rank_multiple}
+    plan, choices = plan_for_budget(model, statistics, budget, times=times, **ways)
+    compressed, report = _factored(model, plan, choices, statistics)
+    _log.info("Fitting factors and batch norms behind compressed layers" if means.refit else "Measuring batch norms")
+    if means.refit:
         _refit(model, compressed, plan, statistics, loader)
     else:
         recalibrate_batchnorm(compressed, loader)
     if times:
         plan = replace(plan, settings={**plan.settings, "measured_milliseconds": _timed(compressed, image, plan)})
-    return Compressed(compressed, plan, report)
+    return Compressed(compressed, plan, report, untouched(model, statistics.positions, statistics.inputs))
+
+
+def _times(model: nn.Module, image: Tensor, budget: Budget, means: Means) -> LayerTimes | None:
+    """What a budget of time needs. Raises ValueError for a budget that cannot be kept, if possible before measuring."""
+    check_budget(model, image, budget, rank_multiple=means.rank_multiple)
+    if not budget.timed:
+        return None
+    times = measure_layer_times(model, image)
+    check_budget(model, image, budget, times=times, rank_multiple=means.rank_multiple)
+    return times
+
+
+def _factored(
+    model: nn.Module, plan: Plan, choices: list[Choice], statistics: Statistics
+) -> tuple[nn.Module, list[dict[str, Any]]]:
+    _log.info("Decomposing %d layers", sum(len(group.members) for group in plan.groups))
+    compressed = apply_plan(model, plan, statistics=statistics)
+    return compressed, report_of(choices, model, compressed, statistics)
 
 
 def _timed(compressed: nn.Module, image: Tensor, plan: Plan) -> float:
@@ -102,44 +144,3 @@ def _timed(compressed: nn.Module, image: Tensor, plan: Plan) -> float:
     say = _log.info if found < 1.15 * promised else _log.warning
     say("%.3g ms dense, %.3g ms predicted, %.3g ms measured", was, promised, found)
     return found
-
-
-def params_for_bytes(model: nn.Module, params: float | None, bytes: float | None) -> float | None:
-    """The budget of parameters that keeps the one of bytes too; buffers do not shrink. Raises ValueError if they alone
-    are more."""
-    if bytes is None:
-        return params
-    weights = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
-    buffers = sum(buffer.numel() * buffer.element_size() for buffer in model.buffers())
-    left = (weights + buffers) / bytes - buffers
-    if left <= 0:
-        raise ValueError(f"bytes={bytes:g} leaves less than the model's buffers alone, {buffers} bytes")
-    size = weights / num_parameters(model)
-    return max(params or 1.0, num_parameters(model) / (left / size))
-
-
-def _line(choice: Choice, model: nn.Module, compressed: nn.Module, statistics: Statistics) -> dict[str, Any]:
-    layers, before, after = choice.option.layers, choice.option.dense_cost, choice.cost
-    dense_flops = flops = 0.0
-    for layer in layers:
-        (rows, cols), (vertical, horizontal) = layer.W.shape, statistics.positions[layer.name]
-        dense_flops += 2 * rows * cols * horizontal
-        flops += 2 * choice.rank * (rows * vertical + cols * horizontal)
-    reached = 0.0
-    if choice.rank:
-        pairs = [cast(FactorPair, compressed.get_submodule(layer.name)) for layer in layers]
-        Ws = [unfold(cast(Tensor, model.get_submodule(layer.name).weight)) for layer in layers]
-        Cs, Gs = zip(*(statistics.metric(layer.name) for layer in layers), strict=True)
-        reached = objective(Ws, Cs, Gs, [unfold(pair.u.weight) @ unfold(pair.v.weight) for pair in pairs])
-    return {
-        "layers": [layer.name for layer in layers],
-        "choice": choice.option.kind if choice.rank else "dense",
-        "rank": choice.rank or None,
-        "largest_rank": choice.option.largest_rank(1),
-        "parameters": int(after[0]),
-        "dense_parameters": int(before[0]),
-        "flops": int(flops if choice.rank else dense_flops),
-        "dense_flops": int(dense_flops),
-        "predicted_error": choice.error,
-        "reached_error": reached,
-    }

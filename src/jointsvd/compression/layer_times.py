@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from copy import deepcopy
 from dataclasses import dataclass
 from itertools import pairwise
+from math import isfinite
 from pathlib import Path
 from statistics import fmean, median
 from typing import Any
@@ -15,9 +16,11 @@ import torch
 from filelock import FileLock
 from torch import Tensor, nn
 
+from jointsvd.compression.processes import in_first_process
 from jointsvd.network.atomic import write_atomic
 from jointsvd.network.layers import is_matrix, unfolded_shape
 from jointsvd.network.plan import Group, Plan
+from jointsvd.network.random_state import random_state_kept
 from jointsvd.network.surgery import build_structure
 from jointsvd.network.timing import clock, latency, processor_name
 
@@ -36,16 +39,21 @@ class LayerTimes:
     layers: Mapping[str, tuple[float, float, float]]
 
 
-@torch.no_grad()
+@random_state_kept()
 def measure_layer_times(model: nn.Module, images: Tensor, *, cache: Path = CACHE) -> LayerTimes:
     """Time `model` and each of its ungrouped Conv2d and Linear on `images` (N, ...), on their device.
 
     Layers are timed where they run, each until the next one starts, with the norms and activations between: by itself a
     layer would find its weights in the processor's cache. cache: a JSON file of what was measured before, on this
     device, with as many threads and this PyTorch. Damaged ones are written anew, and so are times that no longer hold
-    (of all layers together, by a quarter). Raises ValueError if the network cannot run on the images, or runs no such
-    layer.
+    (of all layers together, by a quarter). In torch.distributed all processes get the times of rank 0. Raises
+    ValueError if the network cannot run on the images, or runs no such layer.
     """
+    return in_first_process(lambda: _measure(model, images, cache))
+
+
+@torch.no_grad()
+def _measure(model: nn.Module, images: Tensor, cache: Path) -> LayerTimes:
     dense = deepcopy(model).eval().requires_grad_(False)
     keys = _keys(dense, images)
     if not keys:
@@ -64,11 +72,20 @@ def measure_layer_times(model: nn.Module, images: Tensor, *, cache: Path = CACHE
 
 
 def _read(cache: Path) -> Lines:
+    """What the file holds, as far as it can be what was written."""
     try:
         values = json.loads(cache.read_text())
     except (OSError, ValueError):
         return {}
-    return values if isinstance(values, dict) else {}
+    return {key: line for key, line in values.items() if _is_line(line)} if isinstance(values, dict) else {}
+
+
+def _is_line(line: Any) -> bool:
+    """Whether it is [dense, fixed, per rank], the first above 0 and none below."""
+    if not isinstance(line, list) or len(line) != 3:
+        return False
+    numbers = all(type(time) in (int, float) and isfinite(time) for time in line)
+    return numbers and line[0] > 0 and min(line) >= 0
 
 
 def _keys(model: nn.Module, images: Tensor) -> dict[str, str]:

@@ -8,7 +8,7 @@ to the dense outputs by least squares over the columns of its kernel (asymmetric
 """
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from copy import deepcopy
 from functools import partial
 from typing import cast
@@ -17,16 +17,27 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from jointsvd.compression.calibration import Loader, Statistics, images_of, measured_again, run_batches, strips
+from jointsvd.compression.calibration import (
+    Loader,
+    Statistics,
+    beside,
+    images_of,
+    measured_again,
+    run_batches,
+    strips,
+)
 from jointsvd.decomposition.weighted import balanced, times, weighted_ljsvd, with_ridge
 from jointsvd.network.layers import FactorPair, MatrixLayer, fold, is_matrix, unfold
 from jointsvd.network.plan import Group, Plan
+from jointsvd.network.progress import bar
+from jointsvd.network.random_state import random_state_kept
 from jointsvd.network.surgery import check_structure, replace
 
 Fit = Callable[[Tensor, Tensor, Tensor], None]  # of a dense input, a compressed input and the dense outputs
 _CHUNK = 64  # images whose strips are in memory at a time
 
 
+@random_state_kept()
 @torch.no_grad()
 def refit(model: nn.Module, compressed: nn.Module, plan: Plan, statistics: Statistics, loader: Loader) -> nn.Module:
     """Fit the factors of `compressed` (`model` by `plan`) again, in place and in the order in which layers run, and
@@ -40,25 +51,39 @@ def refit(model: nn.Module, compressed: nn.Module, plan: Plan, statistics: Stati
     """
     check_structure(compressed, plan)
     check_sizes(loader)
-    images = torch.cat([images_of(batch) for batch in loader])
+    images = torch.cat([beside(model, images_of(batch)) for batch in loader])
     fits = _fits(model, compressed, plan, statistics, images[:1])
+    with bar(total=len(fits), desc="Fitting layers") as progress:
+        twin, norms = _twin(model, compressed, fits, progress.update)
+        with measured_again(norms) as tracked:
+            for _, outputs in run_batches(twin, [torch.cat([images, images])], training=tracked):
+                _check_independent(model, images[:2], outputs[:2])
+    for group in plan.groups:
+        pairs = [compressed.get_submodule(name) for name in group.members]
+        if isinstance(group, Group) and all(isinstance(pair, FactorPair) for pair in pairs):
+            _balance(cast(list[FactorPair], pairs), group)
+    return compressed
+
+
+def _twin(
+    model: nn.Module, compressed: nn.Module, fits: Mapping[str, Fit], done: Callable[[], object]
+) -> tuple[nn.Module, list[_BatchNorm]]:
+    """Both networks side by side, and the batch norms of `compressed` in it. done: called after each fit."""
     twin, norms = deepcopy(model), []
     for name, module in list(twin.named_modules()):
         if isinstance(module, _BatchNorm):
             norms.append(cast(_BatchNorm, compressed.get_submodule(name)))
         elif not is_matrix(module) or is_matrix(compressed.get_submodule(name)):
             continue
-        replace(twin, module, _Halves(module, compressed.get_submodule(name), fits.get(name)))
-    with measured_again(norms) as tracked:
-        for _, outputs in run_batches(twin, [torch.cat([images, images])], training=tracked):
-            for few, expected in run_batches(model, [images[:2]]):
-                if not torch.allclose(outputs[: len(few)], expected, rtol=0, atol=1e-2 * float(expected.abs().max())):
-                    raise ValueError("images of a batch affect each other in this network: compress with refit=False")
-    for group in plan.groups:
-        pairs = [compressed.get_submodule(name) for name in group.members]
-        if isinstance(group, Group) and all(isinstance(pair, FactorPair) for pair in pairs):
-            _balance(cast(list[FactorPair], pairs), group)
-    return compressed
+        replace(twin, module, _Halves(module, compressed.get_submodule(name), fits.get(name), done))
+    return twin, norms
+
+
+def _check_independent(model: nn.Module, images: Tensor, outputs: Tensor) -> None:
+    """Raises ValueError unless these are the outputs of `images` by themselves, too."""
+    for _, expected in run_batches(model, [images]):
+        if not torch.allclose(outputs, expected, rtol=0, atol=1e-2 * float(expected.abs().max())):
+            raise ValueError("images of a batch affect each other in this network: compress with refit=False")
 
 
 def check_sizes(loader: Loader) -> None:
@@ -72,15 +97,16 @@ def check_sizes(loader: Loader) -> None:
 class _Halves(nn.Module):
     """The dense layer for the first half of a batch; what stands for it, fitted first, for the second."""
 
-    def __init__(self, dense: nn.Module, compressed: nn.Module, fit: Fit | None):
+    def __init__(self, dense: nn.Module, compressed: nn.Module, fit: Fit | None, done: Callable[[], object]):
         super().__init__()
-        self.dense, self.compressed, self.fit = dense, compressed, fit
+        self.dense, self.compressed, self.fit, self.done = dense, compressed, fit, done
 
     def forward(self, batch: Tensor) -> Tensor:
         x, y = batch.chunk(2)
         outputs = self.dense(x)
         if self.fit:
             self.fit(x, y, outputs)
+            self.done()
         return torch.cat([outputs, self.compressed(y)])
 
 

@@ -1,6 +1,6 @@
 """Which layers share a factor: options joined while it pays."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from itertools import combinations
 from typing import Any
@@ -12,7 +12,8 @@ from jointsvd.compression.options import Cost, Kind, Layer, Option, cheapest, ei
 from jointsvd.decomposition.svd import improved_subspace
 from jointsvd.decomposition.weighted import objective, roots, times, weighted_ljsvd, weighted_rjsvd
 
-Pooled = dict[Kind, dict[tuple[Any, ...], Tensor]]
+Pooled = dict[Kind, dict[tuple[Any, ...], Tensor]]  # by the side that layers have in common
+Sketches = dict[Kind, dict[str, tuple[Tensor, float]]]  # by the layer's name; what they leave out
 
 
 def merge(options: Sequence[Option], prices: Cost, multiple: int) -> list[Option]:
@@ -21,17 +22,8 @@ def merge(options: Sequence[Option], prices: Cost, multiple: int) -> list[Option
     While searching, spectra are those of each layer's leading directions under the mean metric. What is found is then
     solved under each layer's own, and kept if it still pays.
     """
-    ranks = {option.layers[0].name: cheapest(option, prices, multiple).rank for option in options}
-    layers = [option.layers[0] for option in options]
-    pooled = _pooled_roots(layers)
-    sketches: dict[Kind, dict[str, tuple[Tensor, float]]] = {
-        kind: {
-            layer.name: _leading(*half(layer, kind, root), ranks[layer.name])
-            for layer in layers
-            if (root := pooled[kind].get(_side(layer, kind))) is not None
-        }
-        for kind in pooled
-    }
+    pooled = _pooled_roots([option.layers[0] for option in options])
+    sketches = _sketches(options, pooled, prices, multiple)
 
     def join(one: Option, other: Option) -> tuple[float, Option]:
         """What the best way to share between two options saves, and that way."""
@@ -44,6 +36,18 @@ def merge(options: Sequence[Option], prices: Cost, multiple: int) -> list[Option
                 best = (gain, choice.option) if choice.rank and gain > best[0] else best
         return best
 
+    separate = {option.layers[0].name: option for option in options}
+    found: list[Option] = []
+    for option in _joined(options, join):
+        parts = [separate[layer.name] for layer in option.layers]
+        joint = _solved(_exact(option, pooled), prices, multiple)
+        apart = sum(cheapest(part, prices, multiple).price(prices) for part in parts)
+        found += [joint] if cheapest(joint, prices, multiple).price(prices) <= apart else parts
+    return found
+
+
+def _joined(options: Sequence[Option], join: Callable[[Option, Option], tuple[float, Option]]) -> list[Option]:
+    """The options after joining, again and again, the two that gain most."""
     current = list(options)
     gains = {pair: join(*pair) for pair in combinations(current, 2)}
     while gains:
@@ -55,16 +59,21 @@ def merge(options: Sequence[Option], prices: Cost, multiple: int) -> list[Option
         gains = {key: value for key, value in gains.items() if not set(key) & set(pair)}
         gains |= {(option, joint): join(option, joint) for option in current}
         current.append(joint)
-    separate = {option.layers[0].name: option for option in options}
-    found: list[Option] = []
-    for option in current:
-        parts = [separate[layer.name] for layer in option.layers]
-        joint = _solved(_exact(option, pooled), prices, multiple)
-        pays = cheapest(joint, prices, multiple).price(prices) <= sum(
-            cheapest(part, prices, multiple).price(prices) for part in parts
-        )
-        found += [joint] if pays else parts
-    return found
+    return current
+
+
+def _sketches(options: Sequence[Option], pooled: Pooled, prices: Cost, multiple: int) -> Sketches:
+    """The leading directions of every layer that has a side in common with another."""
+    ranks = {option.layers[0].name: cheapest(option, prices, multiple).rank for option in options}
+    layers = [option.layers[0] for option in options]
+    return {
+        kind: {
+            layer.name: _leading(*half(layer, kind, root), ranks[layer.name])
+            for layer in layers
+            if (root := pooled[kind].get(_side(layer, kind))) is not None
+        }
+        for kind in pooled
+    }
 
 
 def _may_join(one: Option, other: Option, kind: Kind) -> bool:

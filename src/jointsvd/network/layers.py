@@ -7,7 +7,7 @@ A linear layer is the 1 x 1 case: W = weight^T, two linear layers.
 
 from collections import OrderedDict
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +17,7 @@ from jointsvd.network.plan import AnyGroup, TuckerGroup
 MatrixLayer = nn.Conv2d | nn.Linear  # what can be one matrix
 
 
-def is_matrix(module: object) -> bool:
+def is_matrix(module: object) -> TypeGuard[MatrixLayer]:
     """Whether a module is an ungrouped conv or a linear layer; a subclass may compute something else."""
     return type(module) is nn.Linear or (type(module) is nn.Conv2d and module.groups == 1)
 
