@@ -43,7 +43,8 @@ def results(folder: Path) -> str:
     """RESULTS.md: the verdicts, what was not run with its command, and the tables."""
     verdicts, sections, missing = [], [], []
     for readme in sorted(folder.glob("*/README.md"), key=_place):
-        text, name = readme.read_text(), readme.parent.name
+        text = readme.read_text().replace("](../", "](")  # links from here, one folder higher
+        name = readme.parent.name
         title, claim, *_ = [*text.splitlines(), "", ""]
         title, table = title.removeprefix("# "), readme.parent / "table.md"
         if found := re.search(r"^\*\*Verdict\.\*\* (.+)$", text, re.MULTILINE):

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from jointsvd.network.atomic import write_atomic
+from jointsvd.network.extras import extra
 from jointsvd.results.describe import COLORS, MEANING, reason
 
 _STYLE = """
@@ -124,11 +125,9 @@ def _legend(report: Sequence[Mapping[str, Any]]) -> str:
 
 def _charts(report: Sequence[Mapping[str, Any]]) -> str:
     """Three panels with a row a choice, and plotly itself."""
-    try:
+    with extra("experiments"):
         from plotly import graph_objects as go
         from plotly.subplots import make_subplots
-    except ImportError as error:
-        raise ImportError("report.html needs plotly: pip install 'jointsvd[experiments]'") from error
     names = [short(line) for line in report]
     colors = [COLORS[line["choice"]] for line in report]
     figure = make_subplots(1, 3, shared_yaxes=True, column_widths=[0.44, 0.24, 0.32], horizontal_spacing=0.03)
