@@ -115,7 +115,8 @@ def test_the_command_line(tmp_path):
         command = [
             sys.executable,
             "-m",
-            "jointsvd", "export",
+            "jointsvd",
+            "export",
             f"checkpoint={tmp_path}/net.safetensors",
             *options,
         ]
@@ -136,7 +137,8 @@ def test_the_command_line(tmp_path):
     evaluate = [
         sys.executable,
         "-m",
-        "jointsvd", "evaluate",
+        "jointsvd",
+        "evaluate",
         f"checkpoint={tmp_path}/net.int8.onnx",
         "data=digits",
     ]
