@@ -142,3 +142,16 @@ def test_norms_are_folded_only_where_that_changes_nothing():
 def test_the_report_names_layers_not_their_branches():
     prepared = prepare_for_inference(network("bijsvd"), IMAGES, passes=3)
     assert all(line["layer"].count(".") == 2 for line in prepared.report)
+
+
+def test_the_callers_random_numbers_stay():
+    class Noisy(nn.Sequential):
+        def forward(self, x):
+            return super().forward(x) + torch.rand(1)
+
+    model = build_structure(Noisy(nn.Conv2d(3, 4, 3)), Plan((Group(("0",), 0, 2),))).eval()
+    torch.manual_seed(1)
+    expected = torch.rand(1)
+    torch.manual_seed(1)
+    prepare_for_inference(model, IMAGES, passes=3)
+    assert torch.equal(torch.rand(1), expected)

@@ -2,7 +2,7 @@
 
 import logging
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any, cast
@@ -22,6 +22,7 @@ from jointsvd.network.layers import (
     is_matrix,
     unfold,
 )
+from jointsvd.network.random_state import random_state_kept
 from jointsvd.network.surgery import replace
 from jointsvd.network.timing import latency
 
@@ -41,6 +42,7 @@ class Prepared:
     milliseconds: dict[str, float]
 
 
+@random_state_kept()
 @torch.inference_mode(False)
 @torch.no_grad()
 def prepare_for_inference(model: nn.Module, example_input: Tensor, *, passes: int = 30) -> Prepared:
@@ -54,38 +56,30 @@ def prepare_for_inference(model: nn.Module, example_input: Tensor, *, passes: in
     device = next((parameter.device for parameter in model.parameters()), example_input.device)
     if example_input.device != device:
         raise ValueError(f"the model is on {device}, example_input on {example_input.device}")
-    candidates = {}
-    for name, memory_format in _FORMATS.items():
-        if example_input.ndim != 4 and name != "contiguous":
-            continue
-        copy = deepcopy(model).eval().requires_grad_(False).to(memory_format=memory_format)
-        images = example_input.contiguous(memory_format=memory_format) if example_input.ndim == 4 else example_input
-        report = _choose(copy, images, passes, memory_format)
-        copy = _folded(copy, images).to(memory_format=memory_format)
-        candidates[name] = (latency(copy, images, passes=passes).median, copy, report)
-    best = min(candidates, key=lambda name: candidates[name][0])
-    times = {name: candidate[0] for name, candidate in candidates.items()}
+    names = _FORMATS if example_input.ndim == 4 else ["contiguous"]
+    candidates = {name: _in_format(model, example_input, passes, _FORMATS[name]) for name in names}
+    times = {name: milliseconds for name, (milliseconds, _, _) in candidates.items()}
+    best = min(times, key=lambda name: times[name])
     _log.info("%s of %s ms", best, times)
-    return Prepared(candidates[best][1], candidates[best][2], times)
+    return Prepared(*candidates[best][1:], times)
+
+
+def _in_format(
+    model: nn.Module, images: Tensor, passes: int, memory_format: torch.memory_format
+) -> tuple[float, nn.Module, list[dict[str, Any]]]:
+    """Milliseconds of the fastest network in a memory format, that network, and a report on its layers."""
+    copy = deepcopy(model).eval().requires_grad_(False).to(memory_format=memory_format)
+    images = images.contiguous(memory_format=memory_format) if images.ndim == 4 else images
+    report = _choose(copy, images, passes, memory_format)
+    copy = _folded(copy, images).to(memory_format=memory_format)
+    return latency(copy, images, passes=passes).median, copy, report
 
 
 def _choose(model: nn.Module, images: Tensor, passes: int, memory_format: torch.memory_format) -> list[dict[str, Any]]:
     """Put the faster form in the place of every factored layer."""
-    inputs: dict[str, Tensor] = {}
     layers = {name: module for name, module in model.named_modules() if isinstance(module, FactorLayer)}
     layers = {name: layer for name, layer in layers.items() if name.rpartition(".")[0] not in layers}  # not of branches
-
-    def keep(name: str) -> Callable[..., None]:
-        return lambda _, args: inputs.update({name: args[0]})
-
-    hooks = [layer.register_forward_pre_hook(keep(name)) for name, layer in layers.items()]
-    try:
-        model(images)
-    except RuntimeError as error:
-        raise ValueError(f"the network cannot run on {tuple(images.shape)} of {images.dtype}: {error}") from error
-    finally:
-        for hook in hooks:
-            hook.remove()
+    inputs = _inputs(model, layers, images)
     report: list[dict[str, Any]] = []
     known: dict[Any, dict[str, float]] = {}  # layers of one shape and rank are measured once
     for name, layer in layers.items():
@@ -102,6 +96,24 @@ def _choose(model: nn.Module, images: Tensor, passes: int, memory_format: torch.
         replace(model, layer, forms[choice])
         report.append({"layer": name, "choice": choice, **{f"{form} ms": time for form, time in times.items()}})
     return report
+
+
+def _inputs(model: nn.Module, layers: Mapping[str, nn.Module], images: Tensor) -> dict[str, Tensor]:
+    """What the layers receive; those that do not run are left out."""
+    inputs: dict[str, Tensor] = {}
+
+    def keep(name: str) -> Callable[..., None]:
+        return lambda _, args: inputs.update({name: args[0]})
+
+    hooks = [layer.register_forward_pre_hook(keep(name)) for name, layer in layers.items()]
+    try:
+        model(images)
+    except RuntimeError as error:
+        raise ValueError(f"the network cannot run on {tuple(images.shape)} of {images.dtype}: {error}") from error
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return inputs
 
 
 def multiplied_out(layer: FactorLayer) -> MatrixLayer:

@@ -4,15 +4,19 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-import numpy as np
-import onnx_ir
-from onnx_ir.passes.common import ClearMetadataAndDocStringPass, DeduplicateHashedInitializersPass
-from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, QuantType, quantize_static
-from onnxruntime.quantization.shape_inference import quant_pre_process
 from torch import Tensor
 
 from jointsvd.deployment.onnx_runtime import onnx_session, quiet
 from jointsvd.deployment.quantize_shared import SharedFactors
+from jointsvd.network.extras import extra
+
+with extra("onnx"):
+    import numpy as np
+    import onnx
+    import onnx_ir
+    from onnx_ir.passes.common import ClearMetadataAndDocStringPass, DeduplicateHashedInitializersPass
+    from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, QuantType, quantize_static
+    from onnxruntime.quantization.shape_inference import quant_pre_process
 
 _PERCENTILE = 99.999  # of an activation's values; what is beyond is clipped
 
@@ -21,41 +25,47 @@ def to_int8(content: bytes, batches: Sequence[Tensor]) -> bytes:
     """The ONNX network `content` (of `to_onnx`), quantised statically (QDQ) on calibration images, (N, C, H, W) each.
 
     ONNX Runtime keeps the activations of all images in memory meanwhile. Raises ValueError for no images, or ones that
-    the network does not take, RuntimeError if leaving
-    out what computes nothing changed the outputs.
+    the network does not take, and RuntimeError if leaving out what computes nothing changed the outputs.
     """
     if not batches or not all(len(batch) for batch in batches):
         raise ValueError("int8 needs calibration images: give some hundred")
-    with quiet(), tempfile.TemporaryDirectory() as folder:
-        whole, ready, quantised = (str(Path(folder, name)) for name in ("whole.onnx", "ready.onnx", "int8.onnx"))
-        Path(whole).write_bytes(content)
+    with quiet():
         try:
-            quant_pre_process(whole, ready, skip_symbolic_shape=True)
-            factors = SharedFactors(onnx_ir.load(whole))
-            aligned = onnx_ir.load(ready)
-            scales = factors.align(aligned)
-            onnx_ir.save(aligned, ready)
-            quantize_static(
-                ready,
-                quantised,
-                _Images(batches),
-                per_channel=True,
-                activation_type=QuantType.QUInt8,
-                weight_type=QuantType.QInt8,
-                calibrate_method=CalibrationMethod.Percentile,
-                extra_options={"CalibPercentile": _PERCENTILE, "TensorQuantOverrides": scales},
-            )
+            quantised, factors = _quantised(content, batches)
         except Exception as error:  # ONNX Runtime has a class for each kind
             shape = tuple(batches[0].shape)
             raise ValueError(f"the network cannot be quantised on images {shape}: {error}") from error
-        model = onnx_ir.load(quantised)
+        model = onnx_ir.from_proto(onnx.load_model_from_string(quantised))
         factors.share(model)
         _shrink(model)
         small = onnx_ir.to_proto(model).SerializeToString()
-        expected, found = (onnx_session(file)(batches[0].cpu()) for file in (Path(quantised).read_bytes(), small))
-        if not np.allclose(expected, found, rtol=0, atol=1e-5 * abs(expected).max()):
-            raise RuntimeError("shrinking the int8 file changed what it computes")
-        return small
+        expected, found = (onnx_session(file)(batches[0].cpu()) for file in (quantised, small))
+    if not np.allclose(expected, found, rtol=0, atol=1e-5 * abs(expected).max()):
+        raise RuntimeError("shrinking the int8 file changed what it computes")
+    return small
+
+
+def _quantised(content: bytes, batches: Sequence[Tensor]) -> tuple[bytes, SharedFactors]:
+    """The network as ONNX Runtime quantises it, with shared factors on one grid of integers, and these factors."""
+    with tempfile.TemporaryDirectory() as folder:
+        whole, ready, quantised = (str(Path(folder, name)) for name in ("whole.onnx", "ready.onnx", "int8.onnx"))
+        Path(whole).write_bytes(content)
+        quant_pre_process(whole, ready, skip_symbolic_shape=True)
+        factors = SharedFactors(onnx_ir.load(whole))
+        aligned = onnx_ir.load(ready)
+        scales = factors.align(aligned)
+        onnx_ir.save(aligned, ready)
+        quantize_static(
+            ready,
+            quantised,
+            _Images(batches),
+            per_channel=True,
+            activation_type=QuantType.QUInt8,
+            weight_type=QuantType.QInt8,
+            calibrate_method=CalibrationMethod.Percentile,
+            extra_options={"CalibPercentile": _PERCENTILE, "TensorQuantOverrides": scales},
+        )
+        return Path(quantised).read_bytes(), factors
 
 
 class _Images(CalibrationDataReader):

@@ -5,10 +5,14 @@ scale and its sign too, so that the integers are those of the factor alone.
 """
 
 from collections import Counter, defaultdict
+from collections.abc import Iterator, Sequence
 from typing import Any
 
-import numpy as np
-import onnx_ir
+from jointsvd.network.extras import extra
+
+with extra("onnx"):
+    import numpy as np
+    import onnx_ir
 
 _LARGEST = 127  # of int8, symmetric
 
@@ -63,26 +67,34 @@ class SharedFactors:
             quantised = [constant for constant in constants if constant and constant.op_type == "DequantizeLinear"]
             if node.name not in self._parts or not quantised:
                 continue
-            integers = _numpy(quantised[0].inputs[0])
-            signs = np.where((_rows(integers) * _rows(self._weight(node.name))).sum(axis=1) < 0, -1, 1)
-            for constant in quantised[1:]:  # the bias
-                _replace(model, constant, 0, _numpy(constant.inputs[0]) * signs.astype(np.int32))
-            for constant in quantised:
-                _replace(model, constant, 1, _numpy(constant.inputs[1]) * signs.astype(np.float32))
-            names, axis = self._parts[node.name]
-            ends = np.cumsum([self._values[name].shape[axis] for name in names])[:-1]
-            signed = integers * signs.reshape(-1, 1, 1, 1).astype(np.int8)
+            integers = self._without_signs(model, node.name, quantised)
             values = []
-            for name, part in zip(names, np.split(signed, ends, axis), strict=True):
+            for name, part in self._split(node.name, integers):
                 key = (name, part.tobytes())
                 if key not in known:
                     known[key] = _initializer(model, f"{name}_{len(known)}", part)
                 values.append(known[key])
             if len(values) > 1:
-                join = onnx_ir.node("Concat", values, attributes={"axis": axis})
+                join = onnx_ir.node("Concat", values, attributes={"axis": self._parts[node.name][1]})
                 model.graph.insert_before(quantised[0], join)
                 values = list(join.outputs)
             quantised[0].replace_input_with(0, values[0])
+
+    def _without_signs(self, model: onnx_ir.Model, conv: str, quantised: Sequence[onnx_ir.Node]) -> np.ndarray:
+        """The integers of a conv's weight with the signs of its factor; those of its norm go into the scales."""
+        integers = _numpy(quantised[0].inputs[0])
+        signs = np.where((_rows(integers) * _rows(self._weight(conv))).sum(axis=1) < 0, -1, 1)
+        for constant in quantised[1:]:  # the bias
+            _replace(model, constant, 0, _numpy(constant.inputs[0]) * signs.astype(np.int32))
+        for constant in quantised:
+            _replace(model, constant, 1, _numpy(constant.inputs[1]) * signs.astype(np.float32))
+        return integers * signs.reshape(-1, 1, 1, 1).astype(np.int8)
+
+    def _split(self, conv: str, values: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
+        """The parts of a weight's values, by the initializers that they are of."""
+        names, axis = self._parts[conv]
+        ends = np.cumsum([self._values[name].shape[axis] for name in names])[:-1]
+        yield from zip(names, np.split(values, ends, axis), strict=True)
 
     def _weight(self, conv: str) -> np.ndarray:
         names, axis = self._parts[conv]
