@@ -24,15 +24,20 @@ from jointsvd.results.rows import UNTRAINED
 from jointsvd.results.table import differing_names
 from jointsvd.results.words import label, schedule_words, short_label, spelled
 
+AXES = {
+    "compression_factor": "compression factor (times fewer parameters)",
+    "flops_factor": "times fewer FLOPs",
+    "left_share": "left share p",
+}
 _MOST_PANELS = 3  # of a network; more are drawn as lists
 _MOST_COLORS = 6
 _WINDOW = 6.0  # points of accuracy below the best that a list shows to scale
 
 
 @styled
-def picture(summary: pd.DataFrame) -> Figure:
-    """A panel a network and schedule, a line a method: accuracy against compression factor, or against the left share
-    where that of Bi-JSVD was swept. Of more schedules than panels, a row each (`_list`)."""
+def picture(summary: pd.DataFrame, x: str = "compression_factor") -> Figure:
+    """A panel a network and schedule, a line a method: accuracy against the column x, a key of `AXES`; against the left
+    share where that of Bi-JSVD was swept. Of more schedules than panels, a row each (`_list`)."""
     compressed = summary[summary["method"] != "dense"]
     over_share = compressed["left_share"].nunique() > 2 and set(compressed["method"]) == {"bijsvd"}
     named = summary.assign(line=_line_names(summary, over_share), training=_after(summary["schedule"]))
@@ -41,7 +46,7 @@ def picture(summary: pd.DataFrame) -> Figure:
     if len(groups) > _MOST_PANELS * models:
         return _list(named)
     colors = _colors(list(dict.fromkeys(named.loc[compressed.index, "line"])))
-    x = "left_share" if over_share else "compression_factor"
+    x = "left_share" if over_share else x
     widths = [2 + rows[x].round().nunique() for _, rows in groups]
     figure = Figure(figsize=(2.5 + 0.9 * sum(widths), 4.6))
     panels = figure.subplots(1, len(groups), sharey=models == 1, squeeze=False, width_ratios=widths)[0]
@@ -103,7 +108,7 @@ def _panel(axes: Axes, rows: pd.DataFrame, x: str, colors: dict[str, str]) -> No
         place: dict[str, Any] = {"xycoords": ("axes fraction", "data"), "textcoords": "offset points"}
         above = {"boxstyle": "square,pad=0.1", "facecolor": "white", "edgecolor": "none", "alpha": 0.8}
         axes.annotate(text, (1, row["top1_mean"]), (0, 4), ha="right", fontsize=8.5, bbox=above, **place)
-    axes.set_xlabel("left share p" if x == "left_share" else "compression factor (times fewer parameters)")
+    axes.set_xlabel(AXES[x])
     if x != "left_share" and len(lines):
         factor_axis(axes, list(lines[x]))
     axes.margins(y=0.08)

@@ -46,7 +46,7 @@ _STYLE: Any = {
     "figure.titlesize": 11.5,
     "figure.titleweight": "bold",
 }
-_COLUMN = 40  # points between two ends whose texts stand in columns of their own
+_COLUMN = 75  # points between two ends whose texts stand in columns of their own
 _P = ParamSpec("_P")
 
 
@@ -156,7 +156,7 @@ def factor_axis(axes: Axes, factors: Sequence[float]) -> None:
         axes.margins(x=0.06)
     else:
         axes.set_xlim(0.94 * low, 1.06 * high)
-        axes.xaxis.set_major_locator(MaxNLocator(5, integer=True, steps=[1, 2, 5, 10]))
+        axes.xaxis.set_major_locator(MaxNLocator(5, integer=high > low + 3, steps=[1, 2, 5, 10]))
 
 
 def speed_bars(axes: Axes, faster: Sequence[float], fewer: Sequence[float], colors: Sequence[str]) -> None:
