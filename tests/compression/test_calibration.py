@@ -11,7 +11,7 @@ from torch._subclasses import FakeTensorMode
 from jointsvd import Group, Plan, apply_plan
 from jointsvd.compression.calibration import beside, collect_statistics, recalibrate_batchnorm, strips
 from jointsvd.compression.refitting import refit
-from jointsvd.decomposition.weighted import objective
+from jointsvd.decomposition.metric import objective
 from jointsvd.network.layers import FactorPair, fold_u, unfold
 
 

@@ -6,13 +6,12 @@ import pytest
 import torch
 
 from jointsvd import ljsvd, rjsvd
+from jointsvd.decomposition.metric import objective, with_ridge
 from jointsvd.decomposition.weighted import (
     balanced,
-    objective,
     weighted_bijsvd,
     weighted_ljsvd,
     weighted_rjsvd,
-    with_ridge,
 )
 
 

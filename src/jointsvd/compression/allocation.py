@@ -1,6 +1,6 @@
 """A budget in, a plan out: which layers stay dense, are factored alone or share a factor, and at which rank.
 
-Every choice has an error (the change of the network's output, to second order; see `weighted.py`) and a cost in
+Every choice has an error (the change of the network's output, to second order; see `metric.py`) and a cost in
 parameters and FLOPs. One price for each budget turns costs into errors; at given prices every option takes the rank
 whose eigenvalues are all worth their price, or stays dense, and the prices at which the budgets just hold come by
 bisection.
@@ -20,7 +20,7 @@ from jointsvd.compression.layer_times import LayerTimes
 from jointsvd.compression.options import Choice, Cost, Layer, Option, alone, cheapest, fits, total
 from jointsvd.compression.sharing import merge
 from jointsvd.compression.untouched import matrix_layers
-from jointsvd.decomposition.weighted import with_ridge
+from jointsvd.decomposition.metric import with_ridge
 from jointsvd.network.cost import Positions, num_parameters, usage
 from jointsvd.network.layers import unfold
 from jointsvd.network.plan import Plan

@@ -7,7 +7,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from jointsvd.decomposition.weighted import roots, times
+from jointsvd.decomposition.metric import roots, times
 from jointsvd.network.plan import Group
 
 Kind = Literal["alone", "left", "right"]

@@ -26,7 +26,8 @@ from jointsvd.compression.calibration import (
     run_batches,
     strips,
 )
-from jointsvd.decomposition.weighted import balanced, times, weighted_ljsvd, with_ridge
+from jointsvd.decomposition.metric import times, with_ridge
+from jointsvd.decomposition.weighted import balanced, weighted_ljsvd
 from jointsvd.network.layers import FactorPair, MatrixLayer, fold, is_matrix, unfold
 from jointsvd.network.plan import Group, Plan
 from jointsvd.network.progress import bar

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from jointsvd.compression.calibration import Statistics
 from jointsvd.compression.options import Choice
-from jointsvd.decomposition.weighted import objective
+from jointsvd.decomposition.metric import objective
 from jointsvd.network.layers import FactorPair, unfold
 
 

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from jointsvd.compression.options import Cost, Kind, Layer, Option, cheapest, eigenvalues_of, gram, half
+from jointsvd.decomposition.metric import objective, roots, times
 from jointsvd.decomposition.svd import improved_subspace
-from jointsvd.decomposition.weighted import objective, roots, times, weighted_ljsvd, weighted_rjsvd
+from jointsvd.decomposition.weighted import weighted_ljsvd, weighted_rjsvd
 
 Pooled = dict[Kind, dict[tuple[Any, ...], Tensor]]  # by the side that layers have in common
 Sketches = dict[Kind, dict[str, tuple[Tensor, float]]]  # by the layer's name; what they leave out

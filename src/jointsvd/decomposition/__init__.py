@@ -1,1 +1,1 @@
-"""Matrices in, factors out; torch alone: svd (plain, RJSVD, LJSVD, Bi-JSVD), tucker, weighted."""
+"""Matrices in, factors out; torch alone: svd (plain, RJSVD, LJSVD, Bi-JSVD), tucker, metric, weighted."""

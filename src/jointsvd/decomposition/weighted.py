@@ -1,22 +1,18 @@
-"""Joint decompositions that change the network's output little, given how its layers are used.
+"""Joint decompositions in the metric of how layers are used (`metric.py`).
 
-The objective is ``sum_n tr (W_n - A_n)^T C_n (W_n - A_n) G_n`` for the approximations A_n, where C_n (rows, rows) is
-the second moment of what member n multiplies by W_n (rows, cols_n), and G_n (cols_n, cols_n) that of the gradients that
-come back to its outputs: the Kronecker-factored second-order change of the output (Grosse and Martens, arXiv
-1602.01407). With identities these are `rjsvd`, `ljsvd` and `bijsvd`. A moment may also be given as the one block M of a
-block-diagonal ``kron(I, M)``. All is computed in float64; eigendecompositions and a ridge stand in for Cholesky
-factors, so moments may be singular or zero.
+With identities as moments these are `rjsvd`, `ljsvd` and `bijsvd`. All is computed in float64; eigendecompositions and
+a ridge stand in for Cholesky factors, so moments may be singular or zero.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from jointsvd.decomposition.metric import objective, roots, times, with_ridge
 from jointsvd.decomposition.svd import leading_eigenvectors
 
-RIDGE = 1e-3  # of the mean eigenvalue, for directions that the calibration data do not show
 TOLERANCE = 1e-4  # alternations end when the objective falls by less than this share
 MAX_ITERATIONS = 20  # of each alternation
 _CG_STEPS = 6
@@ -74,34 +70,12 @@ def weighted_bijsvd(
         return [], nothing, *weighted_ljsvd(Ws, Cs, Gs, left_rank)
     doubles, *moments = _checked(Ws, Cs, Gs)
     _, *swapped = _checked([W.T for W in Ws], Gs, Cs)
-    left_metric, right_metric = _Metric.of(*moments), _Metric.of(*swapped)
-    left = [torch.zeros_like(W) for W in doubles]
-    U, V_t, best, previous = None, None, float("inf"), float("inf")
-    for _ in range(iterations):
-        V_t, Us_t = right_metric.fit([(W - A).T for W, A in zip(doubles, left, strict=True)], right_rank, V_t)
-        right = [(V_t @ U_t).T for U_t in Us_t]
-        U, Vs = left_metric.fit([W - A for W, A in zip(doubles, right, strict=True)], left_rank, U)
-        left = [U @ V for V in Vs]
-        error = objective(doubles, Cs, Gs, [one + other for one, other in zip(left, right, strict=True)])
-        if error <= best:
-            best, found = error, (balanced(V_t, Us_t), balanced(U, Vs))
-        if error > previous * (1 - TOLERANCE):
-            break
-        previous = error
-    (V_t, Us_t), (U, Vs) = found
+    metrics = _Metric.of(*moments), _Metric.of(*swapped)
+    (U, Vs), (V_t, Us_t) = _alternate(
+        doubles, metrics, (left_rank, right_rank), iterations, lambda As: objective(doubles, Cs, Gs, As)
+    )
     Us = [_like(U_t.T, Ws[0]) for U_t in Us_t]
     return Us, _like(V_t.T, Ws[0]), _like(U, Ws[0]), [_like(V, Ws[0]) for V in Vs]
-
-
-def objective(
-    Ws: Sequence[Tensor], Cs: Sequence[Tensor], Gs: Sequence[Tensor], approximations: Sequence[Tensor]
-) -> float:
-    """``sum_n tr (W_n - A_n)^T C_n (W_n - A_n) G_n``, without a ridge."""
-    total = 0.0
-    for W, C, G, A in zip(Ws, Cs, Gs, approximations, strict=True):
-        D = (W - A).detach().double()
-        total += float((times(C.double(), D) * times(G.double(), D.T).T).sum())
-    return total
 
 
 def balanced(U: Tensor, Vs: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
@@ -115,24 +89,6 @@ def balanced(U: Tensor, Vs: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
     root = values.sqrt()
     V = (Q_v @ B.T * root).T
     return Q_u @ A * root, list(V.split([V_n.shape[1] for V_n in Vs], 1))
-
-
-def times(M: Tensor, X: Tensor) -> Tensor:
-    """``kron(I, M) X``, with the identity that fits the rows of X (rows, cols); just M X if M has as many."""
-    return (M @ X.reshape(-1, len(M), X.shape[1])).reshape(X.shape)
-
-
-def with_ridge(C: Tensor) -> Tensor:
-    """C plus a small multiple of the identity; the identity itself for a zero moment."""
-    mean = C.diagonal().mean()
-    return C + torch.eye(len(C), dtype=C.dtype, device=C.device) * (RIDGE * mean if mean > 0 else 1.0)
-
-
-def roots(C: Tensor) -> tuple[Tensor, Tensor]:
-    """C^1/2 and C^-1/2 of a symmetric positive definite matrix."""
-    eigenvalues, Q = torch.linalg.eigh(C)
-    values = eigenvalues.clamp_min(eigenvalues[-1] * 1e-12).sqrt()
-    return Q * values @ Q.T, Q / values @ Q.T
 
 
 @dataclass(frozen=True)
@@ -156,6 +112,30 @@ class _Metric:
         halves = [times(root, W.T).T for W, (root, _) in zip(Ws, self.G_roots, strict=True)]
         U, Ys = _fit_left(halves, self.Cs, rank, start)
         return U, [times(inverse_root, Y.T).T for Y, (_, inverse_root) in zip(Ys, self.G_roots, strict=True)]
+
+
+def _alternate(
+    Ws: Sequence[Tensor],
+    metrics: tuple[_Metric, _Metric],
+    ranks: tuple[int, int],
+    iterations: int,
+    error_of: Callable[[list[Tensor]], float],
+) -> tuple[tuple[Tensor, list[Tensor]], tuple[Tensor, list[Tensor]]]:
+    """(U, V_n) and, of the transposes, (V^T, U_n^T), of `weighted_bijsvd`; metrics and ranks: left, right."""
+    left = [torch.zeros_like(W) for W in Ws]
+    U, V_t, best, previous = None, None, float("inf"), float("inf")
+    for _ in range(iterations):
+        V_t, Us_t = metrics[1].fit([(W - A).T for W, A in zip(Ws, left, strict=True)], ranks[1], V_t)
+        right = [(V_t @ U_t).T for U_t in Us_t]
+        U, Vs = metrics[0].fit([W - A for W, A in zip(Ws, right, strict=True)], ranks[0], U)
+        left = [U @ V for V in Vs]
+        error = error_of([one + other for one, other in zip(left, right, strict=True)])
+        if error <= best:
+            best, found = error, (balanced(U, Vs), balanced(V_t, Us_t))
+        if error > previous * (1 - TOLERANCE):
+            break
+        previous = error
+    return found
 
 
 def _fit_left(

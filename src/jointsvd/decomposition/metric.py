@@ -1,0 +1,43 @@
+"""What an error in layers costs, given how the layers are used.
+
+The objective is ``sum_n tr (W_n - A_n)^T C_n (W_n - A_n) G_n`` for the approximations A_n, where C_n (rows, rows) is
+the second moment of what member n multiplies by W_n (rows, cols_n), and G_n (cols_n, cols_n) that of the gradients that
+come back to its outputs: the Kronecker-factored second-order change of the output (Grosse and Martens, arXiv
+1602.01407). A moment may also be given as the one block M of a block-diagonal ``kron(I, M)``.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+RIDGE = 1e-3  # of the mean eigenvalue, for directions that the calibration data do not show
+
+
+def objective(
+    Ws: Sequence[Tensor], Cs: Sequence[Tensor], Gs: Sequence[Tensor], approximations: Sequence[Tensor]
+) -> float:
+    """``sum_n tr (W_n - A_n)^T C_n (W_n - A_n) G_n``, without a ridge."""
+    total = 0.0
+    for W, C, G, A in zip(Ws, Cs, Gs, approximations, strict=True):
+        D = (W - A).detach().double()
+        total += float((times(C.double(), D) * times(G.double(), D.T).T).sum())
+    return total
+
+
+def times(M: Tensor, X: Tensor) -> Tensor:
+    """``kron(I, M) X``, with the identity that fits the rows of X (rows, cols); just M X if M has as many."""
+    return (M @ X.reshape(-1, len(M), X.shape[1])).reshape(X.shape)
+
+
+def with_ridge(C: Tensor) -> Tensor:
+    """C plus a small multiple of the identity; the identity itself for a zero moment."""
+    mean = C.diagonal().mean()
+    return C + torch.eye(len(C), dtype=C.dtype, device=C.device) * (RIDGE * mean if mean > 0 else 1.0)
+
+
+def roots(C: Tensor) -> tuple[Tensor, Tensor]:
+    """C^1/2 and C^-1/2 of a symmetric positive definite matrix."""
+    eigenvalues, Q = torch.linalg.eigh(C)
+    values = eigenvalues.clamp_min(eigenvalues[-1] * 1e-12).sqrt()
+    return Q * values @ Q.T, Q / values @ Q.T
