@@ -15,8 +15,9 @@ from rich.progress import track
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from jointsvd import compress_model, find_groups, plan_compression
-from jointsvd.network.files import read_metadata, write_atomic
+from jointsvd import apply_plan, find_groups, plan_compression
+from jointsvd.network.atomic import write_atomic
+from jointsvd.network.files import read_metadata
 from jointsvd.network.layers import unfold
 from jointsvd.results.rows import environment
 from jointsvd.training.checkpoints import load_network
@@ -57,7 +58,7 @@ def errors(network: nn.Module) -> Iterator[dict[str, Any]]:
         for rank_rate in RATES:
             for method in METHODS:
                 plan = plan_compression(network, method, rank_rate=rank_rate, layers=members)
-                compressed = compress_model(network, plan)
+                compressed = apply_plan(network, plan)
                 product = torch.stack([product_of(compressed.get_submodule(name)) for name in members])
                 parameters = sum(
                     p.numel()
@@ -89,7 +90,7 @@ def filters(network: nn.Module) -> dict[str, Tensor]:
     found = {"dense": weight.flatten(0, 1)[chosen]}
     for rank_rate in RATES:
         plan = plan_compression(network, "ljsvd", rank_rate=rank_rate, layers=members)
-        product = product_of(compress_model(network, plan).get_submodule(LAYER))
+        product = product_of(apply_plan(network, plan).get_submodule(LAYER))
         found[f"{rank_rate:g}"] = product.flatten(0, 1)[chosen].contiguous()
     return found
 

@@ -14,7 +14,8 @@ from tensorly.decomposition import partial_tucker
 
 from jointsvd import plan_compression, tucker2
 from jointsvd.decomposition.tucker import tucker2_product
-from jointsvd.network.files import read_metadata, write_atomic
+from jointsvd.network.atomic import write_atomic
+from jointsvd.network.files import read_metadata
 from jointsvd.results.rows import environment
 from jointsvd.training.checkpoints import load_network
 

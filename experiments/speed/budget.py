@@ -2,7 +2,7 @@
 
 python experiments/speed/budget.py [data=fashion_mnist recipe=fashion_mnist]
 One image, eager PyTorch, with one thread and with all. Layers are measured anew. Each network is timed three times, in
-turn with the dense one; the medians are printed. Takes the overrides of python -m jointsvd.experiment.run.
+turn with the dense one; the medians are printed. Takes the overrides of jointsvd train.
 """
 
 import shlex
@@ -14,11 +14,12 @@ import hydra
 import torch
 from hydra.core.hydra_config import HydraConfig
 
-from jointsvd import collect_statistics, compress_model, measure_layer_times, plan_for_budget
-from jointsvd.experiment.settings import CONF, Settings, read_data
-from jointsvd.experiment.stages import dense_network, quieten_lightning
+from jointsvd import Budget, apply_plan, collect_statistics, measure_layer_times, plan_for_budget
+from jointsvd.commands.config import CONF, read_settings
+from jointsvd.experiment.stages import dense_network
 from jointsvd.network.timing import latency
 from jointsvd.results.rows import heading
+from jointsvd.training.trainer import quieten_lightning
 
 CALIBRATION = 512  # images
 ROUNDS = 3
@@ -26,7 +27,7 @@ ROUNDS = 3
 
 def main(cfg):
     quieten_lightning()
-    settings = Settings.from_config(cfg, read_data(cfg))
+    settings = read_settings(cfg)
     dense = dense_network(settings)[0].eval().requires_grad_(False)
     statistics = collect_statistics(dense, settings.data.calibration_batches(CALIBRATION, cfg.seed))
     image = torch.rand(1, *settings.data.input_size)
@@ -38,11 +39,11 @@ def main(cfg):
         print(f"{threads} thread(s), images {'x'.join(map(str, image.shape[1:]))}: dense {times.network:.2f} ms")
         for faster in (1.5, 2, 3, 4, 6):
             try:
-                plan, _ = plan_for_budget(dense, statistics, faster=faster, times=times)
+                plan, _ = plan_for_budget(dense, statistics, Budget(faster=faster), times=times)
             except ValueError as error:
                 print(f"    {faster} times: {error}")
                 break
-            network = compress_model(dense, plan).eval()
+            network = apply_plan(dense, plan).eval()
             rounds = [(latency(dense, image).median, latency(network, image).median) for _ in range(ROUNDS)]
             before, after = map(median, zip(*rounds, strict=True))
             predicted = plan.settings["predicted_milliseconds"]

@@ -15,9 +15,10 @@ from tqdm import tqdm
 from jointsvd import bijsvd, ljsvd, plan_compression, rjsvd
 from jointsvd.decomposition.svd import NUM_ITERATIONS
 from jointsvd.network.layers import unfold
-from jointsvd.network.rules import METHODS
 from jointsvd.results.rows import heading
 from jointsvd.training.models import build_model
+
+METHODS = ("svd", "rjsvd1", "rjsvd2", "ljsvd", "bijsvd")
 
 
 def fast(Ws, left_rank, right_rank):

@@ -5,7 +5,7 @@ python experiments/speed/peers.py [data=fashion_mnist recipe=fashion_mnist] [rec
 ResNet-34 with 22 times fewer parameters: TensorLy-Torch's Tucker convolutions, Torch-Pruning's channels, LJSVD, and our
 planner; and the dense network. Each in float32 and in int8 by ONNX Runtime. Batch norms are measured again before the
 fine-tuning, for all. A network's rows are written when it is finished, and not made again. Takes the overrides of
-python -m jointsvd.experiment.run.
+jointsvd train.
 """
 
 import shlex
@@ -20,17 +20,19 @@ import torch_pruning
 from hydra.core.hydra_config import HydraConfig
 from torch import nn
 
-from jointsvd import compress, compress_model, num_flops, num_parameters, plan_compression, recalibrate_batchnorm
+from jointsvd import apply_plan, compress, num_flops, num_parameters, plan_compression, recalibrate_batchnorm
+from jointsvd.commands.config import CONF, read_settings
 from jointsvd.deployment.export import to_onnx
-from jointsvd.deployment.onnx_runtime import onnx_session, top1
+from jointsvd.deployment.onnx_runtime import onnx_session
 from jointsvd.deployment.quantize import to_int8
-from jointsvd.experiment.settings import CONF, Settings, read_data
-from jointsvd.experiment.stages import dense_network, quieten_lightning, train
-from jointsvd.network.files import write_atomic
+from jointsvd.experiment.stages import dense_network, train
+from jointsvd.network.atomic import write_atomic
 from jointsvd.network.plan import Plan
 from jointsvd.network.timing import latency
 from jointsvd.results.rendered import write_table
 from jointsvd.results.rows import environment
+from jointsvd.training.classifier import top1
+from jointsvd.training.trainer import quieten_lightning
 
 FEWER = 22.1  # parameters
 CALIBRATION = 512  # images
@@ -38,7 +40,7 @@ CALIBRATION = 512  # images
 
 def main(cfg):
     quieten_lightning()
-    settings = Settings.from_config(cfg, read_data(cfg))
+    settings = read_settings(cfg)
     dense, _ = dense_network(settings)
     dense.eval()
     batches = settings.data.calibration_batches(CALIBRATION, cfg.seed)
@@ -62,9 +64,9 @@ def main(cfg):
 
 def measure(name, network, settings, batches, folder):
     """Its rows, in float32 and in int8, after the fine-tuning that all have; the two files are kept."""
-    cfg, data = settings.cfg, settings.data
-    raw = top1(onnx_session(export(network, data)), data)
-    train(settings, network.train(), Plan(), settings.finetune, cfg.seed, folder / name.replace(" ", "_"))
+    data = settings.data
+    raw = accuracy(export(network, data), data)
+    train(settings, network.train(), Plan(), settings.finetune, settings.seed, folder / name.replace(" ", "_"))
     network.to(memory_format=torch.contiguous_format)
     exported = export(network, data)
     rows = []
@@ -75,16 +77,22 @@ def measure(name, network, settings, batches, folder):
             "num_parameters": num_parameters(network),
             "flops": num_flops(network, data.input_size),
             "raw_top1": raw,
-            "top1": top1(onnx_session(content), data),
+            "top1": accuracy(content, data),
             "file_bytes": len(content),
             "schedule": str(settings.finetune),
-            "seed": cfg.seed,
+            "seed": settings.seed,
             "command": f"python experiments/speed/peers.py {shlex.join(HydraConfig.get().overrides.task)}",
             **environment(torch.device("cpu")),
         }
         write_atomic(file_of(row, folder), content)
         rows.append(row)
     return rows
+
+
+def accuracy(content, data):
+    """Of an ONNX file, on all test images."""
+    session = onnx_session(content)
+    return top1(lambda images: torch.from_numpy(session(images)), data)
 
 
 def file_of(row, folder):
@@ -144,7 +152,7 @@ def largest(count, limit):
 
 def ljsvd(dense, batches):
     """The paper's, at the rank rate that gives ResNet-34 CF 22.2."""
-    return compress_model(dense, plan_compression(dense, "ljsvd", rank_rate=0.039))
+    return apply_plan(dense, plan_compression(dense, "ljsvd", rank_rate=0.039))
 
 
 def ours(dense, batches):

@@ -16,13 +16,13 @@ import torch
 from torch import nn
 
 from jointsvd import build_structure, plan_compression
-from jointsvd.experiment.stages import quieten_lightning
 from jointsvd.results.rows import heading
 from jointsvd.training.classifier import Classifier
-from jointsvd.training.devices import resolve_precision
 from jointsvd.training.datasets import Digits
+from jointsvd.training.devices import resolve_precision
 from jointsvd.training.models import build_model
 from jointsvd.training.schedule import Schedule
+from jointsvd.training.trainer import quieten_lightning
 
 BATCH_SIZE = 64
 
