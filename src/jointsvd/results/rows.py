@@ -6,6 +6,7 @@ import platform
 from collections.abc import Mapping
 from dataclasses import MISSING, asdict, dataclass, fields
 from datetime import UTC, datetime
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,6 @@ import torch
 import torchvision
 from filelock import FileLock
 
-import jointsvd
 from jointsvd.network.atomic import write_atomic
 from jointsvd.network.methods import METHODS
 from jointsvd.network.timing import processor_name
@@ -141,11 +141,12 @@ def file_sha256(path: str | Path) -> str:
 
 def environment(device: torch.device) -> dict[str, Any]:
     """Date, versions and processor, for a row."""
-    packages = {"jointsvd": jointsvd, "torch": torch, "torchvision": torchvision, "lightning": pl, "timm": timm}
-    versions = {name: module.__version__ for name, module in packages.items()} | {"python": platform.python_version()}
+    packages = {"torch": torch, "torchvision": torchvision, "lightning": pl, "timm": timm}
+    versions = {"jointsvd": version("jointsvd")} | {name: module.__version__ for name, module in packages.items()}
+    versions["python"] = platform.python_version()
     return {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "versions": " ".join(f"{name}={version}" for name, version in versions.items()),
+        "versions": " ".join(f"{name}={number}" for name, number in versions.items()),
         "processor": _processors(device),
     }
 
