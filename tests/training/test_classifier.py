@@ -14,7 +14,7 @@ from ddp_worker import PLAN, small_network, small_schedule
 from pytorch_lightning.callbacks import EMAWeightAveraging
 
 from jointsvd import build_structure, compress_model, num_parameters
-from jointsvd.results.paired import unpack
+from jointsvd.training.answers import unpack
 from jointsvd.training.checkpoints import load_network, load_weights
 from jointsvd.training.classifier import Classifier, evaluate, fit
 from jointsvd.training.datasets import Digits

@@ -6,8 +6,6 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from jointsvd.training.answers import pack, unpack  # noqa: F401  until training imports them from there
-
 
 @dataclass(frozen=True)
 class Difference:
