@@ -76,7 +76,7 @@ def apply_plan(
     return compressed
 
 
-compress_model = apply_plan  # its name in release 0.1.0
+compress_model = apply_plan  # the name it had before, for code that still has it
 
 
 def check_structure(model: nn.Module, plan: Plan) -> None:
