@@ -45,3 +45,8 @@ def test_importing_jointsvd_needs_torch_and_safetensors_only():
     code = f"import sys; sys.modules.update(dict.fromkeys({blocked})); import jointsvd; print(sorted(jointsvd.__all__))"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert "apply_plan" in result.stdout, result.stderr
+
+
+def test_evaluating_a_network_needs_no_onnx():
+    code = "import sys; sys.modules['onnxruntime'] = None; import jointsvd.commands.evaluate, jointsvd.commands.compress"
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -96,6 +96,10 @@ def test_the_experiments(environment):
     assert result.returncode == 0, result.stderr
     rows = pd.read_csv(folder / "outputs" / "resnet20-digits-smoke" / "results.csv")
     assert rows["command"][0] == f"jointsvd train {' '.join(small)}"
-    for command in (("jointsvd", "latency"), ("python", "-m", "jointsvd.train"), ("python", "-m", "jointsvd", "export")):
+    for command in (
+        ("jointsvd", "latency"),
+        ("python", "-m", "jointsvd.train"),
+        ("python", "-m", "jointsvd", "export"),
+    ):
         result = run(*command, "--cfg", "job")
         assert result.returncode == 0, result.stderr

@@ -13,7 +13,7 @@ from jointsvd import find_groups
 from jointsvd.commands.config import CONF, plain, read_architecture, read_settings
 from jointsvd.commands.sweep import SweepCallback, check_jobs, split_jobs
 from jointsvd.experiment.hours import announce_hours
-from jointsvd.network.rules import METHODS
+from jointsvd.network.methods import WITH_RANK_RATE
 from jointsvd.training.datasets import Digits, FashionMNIST
 from jointsvd.training.models import build_model
 from jointsvd.training.schedule import Schedule
@@ -32,7 +32,7 @@ def test_methods(configure, name):
         assert settings.calibration == {"calibration_images": 512, "calibration_seed": 0}
         return
     assert settings.plan.settings.get("method", "dense") == settings.method["name"]
-    assert settings.method["name"] in (*METHODS, "dense")
+    assert settings.method["name"] in (*WITH_RANK_RATE, "dense")
     assert not settings.calibration
 
 

@@ -8,8 +8,8 @@ import pytorch_lightning as pl
 import torch
 from torch import nn
 
-from jointsvd import Group, Plan, compress_model, num_parameters
-from jointsvd.network.files import write_atomic
+from jointsvd import Group, Plan, apply_plan, num_parameters
+from jointsvd.network.atomic import write_atomic
 from jointsvd.training.classifier import Classifier, evaluate
 from jointsvd.training.datasets import Digits
 from jointsvd.training.schedule import Schedule
@@ -35,7 +35,7 @@ def small_schedule(**changes):
 
 def main(folder):
     pl.seed_everything(0, verbose=False)
-    network = compress_model(small_network(), PLAN)
+    network = apply_plan(small_network(), PLAN)
     data = Digits(8)
     data.batch_size = 64
     options = {"accelerator": "cpu", "devices": 2, "strategy": "ddp", "logger": False, "enable_progress_bar": False}

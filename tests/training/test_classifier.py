@@ -13,7 +13,7 @@ import torch
 from ddp_worker import PLAN, small_network, small_schedule
 from pytorch_lightning.callbacks import EMAWeightAveraging
 
-from jointsvd import build_structure, compress_model, num_parameters
+from jointsvd import apply_plan, build_structure, num_parameters
 from jointsvd.training.answers import unpack
 from jointsvd.training.checkpoints import load_network, load_weights
 from jointsvd.training.classifier import Classifier, evaluate, fit
@@ -34,7 +34,7 @@ class Optimised(pl.Callback):
 
 def train(folder, *, epochs=3, seed=0, callbacks=()):
     pl.seed_everything(seed, verbose=False)
-    network = compress_model(small_network(), PLAN)
+    network = apply_plan(small_network(), PLAN)
     data = Digits(8)
     data.batch_size, data.seed = 64, seed
     classifier = Classifier(network, 10, small_schedule(epochs=epochs))
@@ -126,7 +126,7 @@ def test_two_processes_share_factors_and_agree(tmp_path):
     assert (first["world_size"], first["batch_size"], first["steps"]) == (2, 32, 2 * 22)  # batch_size 64 is global
     assert first["shared"] == [True, True]
     assert first["times_in_optimiser"] == [1, 1]
-    assert first["num_parameters"] == num_parameters(compress_model(small_network(), PLAN))
+    assert first["num_parameters"] == num_parameters(apply_plan(small_network(), PLAN))
     hits = first["accuracy"]["top1"] * 360 / 100
     assert hits == pytest.approx(round(hits), abs=1e-3)  # of 360 images, none counted twice
     network = small_network()

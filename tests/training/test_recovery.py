@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from jointsvd import Group, Plan, build_structure
-from jointsvd.network.surgery import compress_model
+from jointsvd.network.surgery import apply_plan
 from jointsvd.training.classifier import Classifier
 from jointsvd.training.recovery import distillation_loss, factors_of, squared_products
 from jointsvd.training.schedule import Schedule
@@ -30,7 +30,7 @@ def test_products_are_those_of_the_dense_weights():
     model = dense()
     whole = Plan((Group(("0",), 0, 9), Group(("2",), 0, 18), Group(("4",), 0, 5)))
     expected = sum(model[i].weight.square().sum() for i in (0, 2, 4))
-    torch.testing.assert_close(squared_products(compress_model(model, whole)), expected)
+    torch.testing.assert_close(squared_products(apply_plan(model, whole)), expected)
 
 
 def test_a_shared_factor_decays_with_each_product_it_is_in():

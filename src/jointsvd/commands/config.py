@@ -17,17 +17,16 @@ from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from jointsvd.compression.compressed import compress
+from jointsvd.compression.budget import Budget, Means
 from jointsvd.experiment.choices import Choices, Model
 from jointsvd.experiment.settings import Settings
 from jointsvd.network.rules import plan_compression
-from jointsvd.network.surgery import compress_model as apply_plan
+from jointsvd.network.surgery import apply_plan
 from jointsvd.results.shipped import shipped
 from jointsvd.training.data import ImageData
 from jointsvd.training.schedule import Schedule
 
 CONF = str(shipped("conf"))
-_BUDGET = ("params", "flops", "bytes", "faster", "latency_ms", "share", "refit", "rank_multiple")
 
 
 def read_settings(cfg: DictConfig) -> Settings:
@@ -113,7 +112,8 @@ def _store_defaults() -> None:
     method = _defaults(plan_compression, *planned) | _defaults(apply_plan, "iterations")
     for name, default in method.items():
         store(group="method", name=f"_{name}", node={name: default})
-    store(group="method", name="_compress", package="budget", node=_defaults(compress, *_BUDGET))
+    budget = {option.name: option.default for option in (*fields(Budget), *fields(Means))}
+    store(group="method", name="_compress", package="budget", node=budget)
     off = {option.name: option.default for option in fields(Schedule) if option.default is not MISSING}
     store(group="recipe", name="_schedule", node={"baseline": off, "finetune": dict(off)})
     own = {option.name: option.default for option in fields(Model) if option.default is not MISSING}

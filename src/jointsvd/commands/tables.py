@@ -4,12 +4,11 @@ import argparse
 from pathlib import Path
 
 from jointsvd.results.committed import render_all
-from jointsvd.results.shipped import shipped
 
 
 def main() -> None:
     parser = argparse.ArgumentParser("jointsvd tables", description=__doc__)
-    parser.add_argument("folder", nargs="?", type=Path, default=shipped("experiments"), help="of one folder a study")
+    parser.add_argument("folder", nargs="?", type=Path, default=Path("experiments"), help="has a folder for each study")
     folder = parser.parse_args().folder
     if not folder.is_dir():
         raise SystemExit(f"no folder {folder}")

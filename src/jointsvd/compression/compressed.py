@@ -1,10 +1,9 @@
 """`compress`: a trained network and calibration images in, the network at a budget out."""
 
-import inspect
 import logging
 from collections.abc import Iterator, Mapping
 from copy import deepcopy
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor, nn
@@ -81,12 +80,6 @@ def compress(
     structure = build_structure(model, result.plan)
     fill(structure, tensors)
     return replace(result, model=structure)
-
-
-# commands/config.py still looks for the budget's fields in the signature
-_shown = inspect.signature(compress)
-_fields = [inspect.Parameter(field.name, inspect.Parameter.KEYWORD_ONLY, default=None) for field in fields(Budget)]
-compress.__signature__ = _shown.replace(parameters=[*list(_shown.parameters.values())[:-1], *_fields])  # type: ignore
 
 
 def _budget(budget: Budget | None, given: Mapping[str, float | None]) -> Budget:

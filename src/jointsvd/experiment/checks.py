@@ -3,6 +3,7 @@
 import json
 import os
 import re
+from dataclasses import fields
 from functools import cache
 
 import torch
@@ -16,8 +17,6 @@ from jointsvd.network.rules import plan_compression
 from jointsvd.training.checkpoints import check_finite, load_weights
 from jointsvd.training.devices import num_processes
 from jointsvd.training.models import build_model, check_architecture
-
-_BUDGETS = ("params", "flops", "bytes", "faster", "latency_ms")
 
 
 def check_run(choices: Choices) -> None:
@@ -78,14 +77,13 @@ def _check_model(choices: Choices) -> None:
 def _check_budget(choices: Choices, dense: nn.Module) -> None:
     """dense: on the meta device."""
     try:
-        budget = Budget(**{key: choices.budget.get(key) for key in _BUDGETS})
+        budget = Budget(**{option.name: choices.budget.get(option.name) for option in fields(Budget)})
     except ValueError as error:
         raise ValueError(f"budget: {error}") from error
     if choices.from_scratch or not choices.calibration_images:
         raise ValueError("a budget is planned on a trained network and calibration_images (512, say)")
-    if budget.params or budget.flops or budget.bytes:  # times are measured on the trained network
-        image = torch.empty(1, *choices.data.input_size, device="meta")
-        check_budget(dense, image, budget, rank_multiple=choices.budget["rank_multiple"])
+    image = torch.empty(1, *choices.data.input_size, device="meta")
+    check_budget(dense, image, budget, rank_multiple=choices.budget["rank_multiple"])  # times are checked when measured
 
 
 def _dense_without_weights(choices: Choices) -> nn.Module:

@@ -18,8 +18,7 @@ from jointsvd.compression.compressed import compress
 from jointsvd.experiment.settings import NETWORK_FILE, Settings
 from jointsvd.network.files import load_compressed, read_metadata, save_compressed
 from jointsvd.network.plan import Plan
-from jointsvd.network.surgery import build_structure
-from jointsvd.network.surgery import compress_model as apply_plan
+from jointsvd.network.surgery import apply_plan, build_structure
 from jointsvd.results.tracking import make_logger
 from jointsvd.training.checkpoints import check_finite, load_weights
 from jointsvd.training.classifier import Classifier, evaluate, fit
@@ -94,7 +93,7 @@ def _decompose(settings: Settings, dense: nn.Module) -> Made:
         images = [batch.to(device) for batch in drawn]
     if settings.plan is None:
         result = compress(dense, images, **settings.budget)
-        return result.model, result.plan, {"report": result.report}
+        return result.model, result.plan, {"report": result.report, "untouched": result.untouched}
     options = {"iterations": settings.method["iterations"]} if "iterations" in settings.method else {}
     network = apply_plan(dense, settings.plan, **options)
     return recalibrate_batchnorm(network, images) if images else network, settings.plan, {}

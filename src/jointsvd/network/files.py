@@ -12,7 +12,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from jointsvd.network.atomic import write_atomic as write_atomic  # other rooms import it from here
+from jointsvd.network.atomic import write_atomic
 from jointsvd.network.plan import Plan
 from jointsvd.network.random_state import random_state_kept
 from jointsvd.network.surgery import build_structure, check_structure

@@ -12,7 +12,6 @@ from jointsvd.network.layers import unfolded_shape
 from jointsvd.network.methods import WITH_RANK_RATE, Key
 from jointsvd.network.plan import Group, Plan, TuckerGroup
 
-METHODS = WITH_RANK_RATE  # other rooms import them from here
 Members = tuple[str, ...]
 
 

@@ -63,7 +63,7 @@ def quieten_lightning() -> None:
 
 def _trainer(options: Mapping[str, Any], **more: Any) -> pl.Trainer:
     return pl.Trainer(
-        **{**options, "precision": resolve_precision(options)},  # type: ignore[arg-type]
+        **{**options, "precision": resolve_precision(options)},
         use_distributed_sampler=False,  # the data module has its own
         enable_model_summary=False,
         num_sanity_val_steps=0,
