@@ -48,5 +48,7 @@ def test_importing_jointsvd_needs_torch_and_safetensors_only():
 
 
 def test_evaluating_a_network_needs_no_onnx():
-    code = "import sys; sys.modules['onnxruntime'] = None; import jointsvd.commands.evaluate, jointsvd.commands.compress"
+    code = (
+        "import sys; sys.modules['onnxruntime'] = None; import jointsvd.commands.evaluate, jointsvd.commands.compress"
+    )
     subprocess.run([sys.executable, "-c", code], check=True)

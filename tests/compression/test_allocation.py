@@ -14,7 +14,7 @@ from jointsvd.compression.options import Choice
 from jointsvd.network.surgery import apply_plan, check_structure
 from jointsvd.training.models import build_model
 
-IMAGES = [torch.randn(16, 3, 16, 16)]
+IMAGES = [torch.randn(16, 3, 16, 16, generator=torch.Generator().manual_seed(0))]
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,7 @@ from jointsvd.network.layers import unfold
 from jointsvd.network.surgery import check_structure
 from jointsvd.training.models import build_model
 
-IMAGES = torch.randn(48, 3, 12, 12)
+IMAGES = torch.randn(48, 3, 12, 12, generator=torch.Generator().manual_seed(0))
 BATCHES = [(IMAGES[:20], None), (IMAGES[20:], None)]
 
 
