@@ -2,10 +2,11 @@
 
 from jointsvd.compression.allocation import plan_for_budget
 from jointsvd.compression.budget import Budget
-from jointsvd.compression.calibration import Statistics, collect_statistics, recalibrate_batchnorm
+from jointsvd.compression.calibration import recalibrate_batchnorm
 from jointsvd.compression.compressed import Compressed, compress
 from jointsvd.compression.layer_times import LayerTimes, measure_layer_times
 from jointsvd.compression.refitting import refit
+from jointsvd.compression.statistics import Statistics, collect_statistics
 from jointsvd.decomposition.svd import bijsvd, ljsvd, rjsvd, truncated_svd
 from jointsvd.decomposition.tucker import coupled_tucker2, tucker2
 from jointsvd.deployment.inference import Prepared, prepare_for_inference
@@ -16,7 +17,7 @@ from jointsvd.network.plan import Group, Plan, TuckerGroup
 from jointsvd.network.rules import plan_compression
 from jointsvd.network.surgery import apply_plan, build_structure, compress_model
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 __all__ = [
     "Budget",
     "Compressed",

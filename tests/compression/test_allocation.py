@@ -8,9 +8,10 @@ from torch import nn
 
 from jointsvd import Budget, LayerTimes, num_flops, num_parameters
 from jointsvd.compression.allocation import check_budget, plan_for_budget
-from jointsvd.compression.calibration import collect_statistics, recalibrate_batchnorm
+from jointsvd.compression.calibration import recalibrate_batchnorm
 from jointsvd.compression.compressed import compress
 from jointsvd.compression.options import Choice
+from jointsvd.compression.statistics import collect_statistics
 from jointsvd.network.surgery import apply_plan, check_structure
 from jointsvd.training.models import build_model
 

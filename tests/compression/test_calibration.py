@@ -9,8 +9,9 @@ from torch import nn
 from torch._subclasses import FakeTensorMode
 
 from jointsvd import Group, Plan, apply_plan
-from jointsvd.compression.calibration import beside, collect_statistics, recalibrate_batchnorm, strips
+from jointsvd.compression.calibration import beside, recalibrate_batchnorm
 from jointsvd.compression.refitting import refit
+from jointsvd.compression.statistics import collect_statistics, strips
 from jointsvd.decomposition.metric import objective
 from jointsvd.network.layers import FactorPair, fold_u, unfold
 
@@ -47,7 +48,9 @@ def test_moments_of_a_linear_layer_and_positions():
     statistics = collect_statistics(model, batches)
     x = torch.cat([batches[0], batches[1][0]])
     features = model[:2](x).double()
-    torch.testing.assert_close(statistics.inputs["2"], features.T @ features / 7, atol=1e-5, rtol=1e-5)
+    for fold, moment in enumerate(statistics.inputs["2"]):
+        part = features[fold::4]
+        torch.testing.assert_close(moment, part.T @ part / len(part), atol=1e-5, rtol=1e-5)
     assert statistics.positions == {"0": (36, 36), "2": (1, 1)}
     assert statistics.num_images == 7
 
@@ -141,3 +144,18 @@ def test_beside_a_model_on_a_gpu():
         with pytest.raises(RuntimeError, match="same device"):
             model(images)
         assert model(beside(model, images)).device == beside(model, images).device == torch.device("cuda", 0)
+
+
+def test_gradients_have_the_second_moment_of_the_exact_fisher_information():
+    """Of each class, weighted by its probability, in the mean over many repeats of the same images."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(5, 7), nn.Tanh(), nn.Linear(7, 4)).double()
+    images = torch.randn(3, 5, dtype=torch.float64)
+    hidden = model[0](images).requires_grad_()
+    log_probs = model[2](model[1](hidden)).log_softmax(-1)
+    exact = torch.zeros(7, 7, dtype=torch.float64)
+    for label in range(4):
+        (g,) = torch.autograd.grad(log_probs[:, label].sum(), hidden, retain_graph=True)
+        exact += (log_probs[:, label].detach().exp()[:, None] * g).T @ g / 3
+    found = collect_statistics(model, [images.repeat(4000, 1)]).outputs["0"].mean(0)
+    torch.testing.assert_close(found, exact, atol=float(0.05 * exact.diagonal().mean()), rtol=0.05)

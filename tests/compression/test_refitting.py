@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from jointsvd import Group, Plan, apply_plan, collect_statistics, recalibrate_batchnorm
-from jointsvd.compression.refitting import refit
+from jointsvd.compression.refitting import match_norms, refit
 from jointsvd.deployment.inference import multiplied_out
 from jointsvd.network.layers import unfold
 from jointsvd.network.surgery import check_structure
@@ -62,7 +62,7 @@ def test_at_full_rank_the_second_factor_is_the_least_squares_fit(conv):
     optimizer = torch.optim.LBFGS(best.parameters(), max_iter=300, line_search_fn="strong_wolfe")
     optimizer.step(lambda: (optimizer.zero_grad(), loss := F.mse_loss(best(hidden), wanted), loss.backward())[1])
     reached, least = (F.mse_loss(layer(hidden), wanted).item() for layer in (compressed[2].v, best))
-    assert reached <= least * 1.05  # the ridge
+    assert reached <= least * 1.1  # drawn a little towards what it was
 
 
 def test_outputs_come_closer_and_the_dense_network_stays():
@@ -87,13 +87,27 @@ def test_outputs_come_closer_and_the_dense_network_stays():
         assert not torch.equal(*(layer.get_submodule(own).weight for layer in layers))
 
 
-def test_batch_norms_are_measured_again():
+def test_batch_norms_are_corrected_on_the_way():
     model = build_model("resnet20", num_classes=10).eval()
-    _, compressed = refitted(model, Plan((Group(("layer1.0.conv1",), 0, 4),)))
-    expected = recalibrate_batchnorm(copy.deepcopy(compressed), [IMAGES])
+    recalibrate_batchnorm(model, [IMAGES])
+    before, compressed = refitted(model, Plan((Group(("layer1.0.conv1",), 0, 4),)))
     assert not compressed.training
-    for one, other in zip(compressed.buffers(), expected.buffers(), strict=True):
-        torch.testing.assert_close(one, other)
+    one, other = (net.get_submodule("layer1.0.bn1") for net in (before, compressed))
+    assert not torch.equal(one.running_var, other.running_var)
+    expected = match_norms(model, copy.deepcopy(compressed), [IMAGES])
+    torch.testing.assert_close(other.running_var, expected.layer1[0].bn1.running_var)
+
+
+def test_a_fit_that_does_not_help_other_images_is_not_kept():
+    """12 images of noise cannot tell how 300 inputs are to be put right."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(20, 300), nn.Tanh(), nn.Linear(300, 10)).eval()
+    few, fresh = torch.randn(12, 20), torch.randn(2000, 20)
+    statistics, plan = collect_statistics(model, [few]), Plan((Group(("0",), 0, 6), Group(("2",), 0, 4)))
+    compressed = apply_plan(model, plan, statistics=statistics)
+    before = F.mse_loss(compressed(fresh), model(fresh)).item()
+    after = F.mse_loss(refit(model, compressed, plan, statistics, [few])(fresh), model(fresh)).item()
+    assert after < 1.05 * before
 
 
 def test_a_layer_that_runs_twice_keeps_its_factors():
@@ -148,7 +162,7 @@ def test_a_linear_layer_on_images_with_channels_last():
 
     model = Mixer().eval()
     statistics = collect_statistics(model, BATCHES)
-    assert statistics.outputs["up"].shape == (12, 12)
+    assert statistics.outputs["up"].shape == (4, 12, 12)
     assert statistics.positions["up"] == (16, 16)
     before, after = refitted(model, Plan((Group(("stem",), 0, 3), Group(("up",), 0, 5))))
     with torch.no_grad():

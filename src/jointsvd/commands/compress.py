@@ -27,10 +27,22 @@ def main(cfg: DictConfig) -> None:
         header = read_metadata(file)
         facts = json.loads(header["facts"])
         table = describe(facts["report"], file.parent)
-        print_table(table, "Errors: KL divergence from the dense network's predictions, nats an image.")
-        options = {"settings": Plan.from_json(header["plan"]).settings, "untouched": facts.get("untouched", [])}
+        held_out = facts.get("held_out")
+        print_table(table, _note(held_out))
+        options = {"settings": Plan.from_json(header["plan"]).settings, "held_out": held_out}
+        options["untouched"] = facts.get("untouched", [])
         write_report(file.parent / "report.html", facts["report"], totals=_totals(settings), **options)
         print(f"Saved {file}, and report.html, layers.md and layers.png beside it")
+
+
+def _note(held_out: dict[str, Any] | None) -> str:
+    note = "Errors: KL divergence from the dense network's predictions, nats an image."
+    if held_out is None:
+        return f"{note} Too few calibration images to hold any out."
+    return note + (
+        " On {images} held-out images the network finds the dense one's class in {top1_agreement:.1f} %; KL {kl:.4f}, "
+        "predicted {predicted_kl:.4f}."
+    ).format(**held_out)
 
 
 def _totals(settings: Settings) -> dict[str, Any]:

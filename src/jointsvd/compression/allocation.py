@@ -2,12 +2,13 @@
 
 Every choice has an error (the change of the network's output, to second order; see `metric.py`) and a cost in
 parameters and FLOPs. One price for each budget turns costs into errors; at given prices every option takes the rank
-whose eigenvalues are all worth their price, or stays dense, and the prices at which the budgets just hold come by
-bisection.
+at which error and price together are least, or stays dense, and the prices at which the budgets just hold come by
+bisection. Errors are those on images that did not shape the factors (`held_out.py`).
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from math import inf
 from typing import Any
 
@@ -15,15 +16,17 @@ import torch
 from torch import Tensor, nn
 
 from jointsvd.compression.budget import Budget, Means
-from jointsvd.compression.calibration import Statistics
+from jointsvd.compression.held_out import held_out
 from jointsvd.compression.layer_times import LayerTimes
 from jointsvd.compression.options import Choice, Cost, Layer, Option, alone, cheapest, fits, total
 from jointsvd.compression.sharing import merge
+from jointsvd.compression.statistics import Statistics
 from jointsvd.compression.untouched import matrix_layers
 from jointsvd.decomposition.metric import with_ridge
 from jointsvd.network.cost import Positions, num_parameters, usage
 from jointsvd.network.layers import unfold
 from jointsvd.network.plan import Plan
+from jointsvd.network.progress import bar
 from jointsvd.network.random_state import random_state_kept
 
 
@@ -122,20 +125,33 @@ def _weighed(layers: Sequence[Layer], statistics: Statistics) -> list[Layer]:
     metrics = [statistics.metric(layer.name) for layer in layers]
     alive = [all(moment.any() for moment in moments) for moments in metrics]
     alive = alive if any(alive) else [True] * len(layers)  # then nothing tells them apart
-    return [_with_metric(layer, *metric, scale) for layer, metric, scale in zip(layers, metrics, alive, strict=True)]
+    weighed = []
+    for layer, metric, lives in zip(layers, metrics, alive, strict=True):
+        layer = replace(layer, W=layer.W * lives)
+        folds = [partial(_without_fold, layer, statistics, fold) for fold in range(statistics.num_folds)]
+        weighed.append(replace(_with_metric(layer, *metric)[0], folds=folds))
+    return weighed
 
 
-def _with_metric(layer: Layer, C: Tensor, G: Tensor, scale: float) -> Layer:
-    """Metrics of mean 1, their scale in W; all in float64 on the CPU."""
+def _without_fold(layer: Layer, statistics: Statistics, fold: int) -> tuple[Layer, Tensor, Tensor]:
+    """The layer as all images but a fold's show it, and the metrics that these show, in its units."""
+    fitted, scales = _with_metric(layer, *statistics.metric(layer.name, without=fold))
+    moments = statistics.measured(layer.name, fold)
+    C, G = (moment.double().cpu() / scale for moment, scale in zip(moments, scales, strict=True))
+    return fitted, C, G
+
+
+def _with_metric(layer: Layer, C: Tensor, G: Tensor) -> tuple[Layer, tuple[Tensor, Tensor]]:
+    """Metrics of mean 1, their scales in W, and these scales; all in float64 on the CPU."""
     C, G = (with_ridge(moment.double().cpu()) for moment in (C, G))
     scales = C.diagonal().mean(), G.diagonal().mean()
-    W = layer.W.double().cpu() * (scales[0] * scales[1]).sqrt() * scale
-    return replace(layer, W=W, C=C / scales[0], G=G / scales[1])
+    W = layer.W.double().cpu() * (scales[0] * scales[1]).sqrt()
+    return replace(layer, W=W, C=C / scales[0], G=G / scales[1]), scales
 
 
 def _choices(layers: Sequence[Layer], limits: Cost, means: Means) -> list[Choice]:
     multiple = means.rank_multiple
-    options = [alone(layer) for layer in layers]
+    options = [held_out(alone(layer)) for layer in bar(layers, "Trying ranks")]
     prices = _find_prices(options, limits, multiple)
     if means.share:
         options = merge(options, prices, multiple)
@@ -168,7 +184,7 @@ def _limits(task: _Task, multiple: int) -> Cost:
 
 def _smallest_cost(layer: Layer, multiple: int) -> Cost:
     """Of each kind by itself."""
-    option = Option((layer,), "alone", torch.empty(min(layer.W.shape)))
+    option = Option((layer,), "alone", torch.empty(min(layer.W.shape) + 1))
     choices = [Choice(option, 0), *([Choice(option, multiple)] if option.largest_rank(multiple) else [])]
     return min(choice.cost[0] for choice in choices), min(choice.cost[1] for choice in choices)
 
@@ -214,7 +230,8 @@ def _fill(choices: Sequence[Choice], limits: Cost, multiple: int) -> list[Choice
         more = tuple(multiple * cost for cost in choice.option.rank_cost)
         if not fits((used[0] + more[0], used[1] + more[1]), limits):
             return 0.0
-        saved = float(choice.option.eigenvalues[choice.rank : choice.rank + multiple].sum())
+        errors = choice.option.errors
+        saved = max(float(errors[choice.rank] - errors[choice.rank + multiple]), 0.0)
         share = max(cost / limit for cost, limit in zip(more, limits, strict=True))
         if not share:  # as where time alone counts, and more ranks take no more of it
             return inf if saved else 0.0

@@ -8,15 +8,17 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from jointsvd.compression.agreement import Part, agreement
 from jointsvd.compression.allocation import check_budget, plan_for_budget
 from jointsvd.compression.budget import Budget, Means
-from jointsvd.compression.calibration import Loader, Statistics, collect_statistics, recalibrate_batchnorm, run_batches
+from jointsvd.compression.calibration import Loader, run_batches
 from jointsvd.compression.layer_times import LayerTimes, measure_layer_times
 from jointsvd.compression.options import Choice
 from jointsvd.compression.processes import in_first_process, several_processes
-from jointsvd.compression.refitting import check_sizes
+from jointsvd.compression.refitting import check_sizes, match_norms
 from jointsvd.compression.refitting import refit as _refit
 from jointsvd.compression.report import report_of
+from jointsvd.compression.statistics import Statistics, collect_statistics
 from jointsvd.compression.untouched import untouched
 from jointsvd.network.plan import Plan
 from jointsvd.network.random_state import random_state_kept
@@ -32,13 +34,16 @@ class Compressed:
     """report: a dictionary for each choice of the planner, in the network's order: its layers, what was done ("dense",
     "alone", or "left" and "right" for a shared U or V), the rank, the largest rank that would have saved parameters,
     parameters and FLOPs of an image before and after, and the predicted change of the network's output (KL divergence,
-    nats an image) beside that of the factors found for it, before they were fitted again. untouched: the layers with
-    parameters that no choice was made for, by name, class, parameters and reason."""
+    nats an image), as images tell that did not shape the factors, beside that of the factors found on the images that
+    did, before they were fitted again. untouched: the layers with parameters that no choice was made for, by name,
+    class, parameters and reason. held_out: `Agreement` with the dense network on calibration images that shaped nothing
+    (images, kl, top1_agreement) beside predicted_kl; None if there were too few."""
 
     model: nn.Module
     plan: Plan
     report: list[dict[str, Any]]
     untouched: list[dict[str, Any]]
+    held_out: dict[str, Any] | None
 
 
 @random_state_kept()
@@ -59,10 +64,11 @@ def compress(
     result is timed too: plan.settings has the dense network's milliseconds, the predicted and the measured ones.
 
     calibration: some hundred images as batches, or as tuples whose first item is one; labels are not used. The ranks of
-    all convs and linear layers, and which of them share a factor, are chosen to change the network's output least;
-    batch norm is measured again on the same images. share: whether layers may share factors. refit: whether each
-    layer's factors are then fitted behind the layers compressed before it, which takes memory for all images at once.
-    rank_multiple: ranks are multiples of it. No training.
+    all convs and linear layers, and which of them share a factor, are chosen to change the network's output least on
+    images that did not shape the factors; batch norms behind them are corrected (`match_norms`). Every eighth image
+    shapes nothing: the result is compared with the dense network there. share: whether layers may share factors.
+    refit: whether each layer's factors are then fitted behind the layers compressed before it, which takes memory for
+    all images at once. rank_multiple: ranks are multiples of it. No training.
 
     In torch.distributed all processes call it, rank 0 does the work on its own images, and all get its network. Raises
     ValueError as `collect_statistics` and `plan_for_budget` do, for bad budgets before anything runs.
@@ -91,9 +97,10 @@ def _budget(budget: Budget | None, given: Mapping[str, float | None]) -> Budget:
 
 
 def _compressed(model: nn.Module, calibration: Loader, budget: Budget, means: Means) -> Compressed:
-    loader = list(calibration) if means.refit or isinstance(calibration, Iterator) else calibration  # it runs twice
+    whole = list(calibration) if means.refit or isinstance(calibration, Iterator) else calibration  # it runs twice
     if means.refit:
-        check_sizes(loader)
+        check_sizes(whole)
+    loader = Part(whole, held_out=False)
     image = next(run_batches(model, loader))[0][:1]
     times = _times(model, image, budget, means)
     _log.info("Measuring what the layers do on the calibration images")
@@ -102,14 +109,15 @@ def _compressed(model: nn.Module, calibration: Loader, budget: Budget, means: Me
     ways: dict[str, Any] = {"share": means.share, "rank_multiple": means.rank_multiple}
     plan, choices = plan_for_budget(model, statistics, budget, times=times, **ways)
     compressed, report = _factored(model, plan, choices, statistics)
-    _log.info("Fitting factors and batch norms behind compressed layers" if means.refit else "Measuring batch norms")
+    _log.info("Fitting factors and batch norms behind compressed layers" if means.refit else "Correcting batch norms")
     if means.refit:
         _refit(model, compressed, plan, statistics, loader)
     else:
-        recalibrate_batchnorm(compressed, loader)
+        match_norms(model, compressed, loader)
     if times:
         plan = replace(plan, settings={**plan.settings, "measured_milliseconds": _timed(compressed, image, plan)})
-    return Compressed(compressed, plan, report, untouched(model, statistics.positions, statistics.inputs))
+    left = untouched(model, statistics.positions, statistics.inputs)
+    return Compressed(compressed, plan, report, left, _held_out(model, compressed, plan, whole))
 
 
 def _times(model: nn.Module, image: Tensor, budget: Budget, means: Means) -> LayerTimes | None:
@@ -128,6 +136,18 @@ def _factored(
     _log.info("Decomposing %d layers", sum(len(group.members) for group in plan.groups))
     compressed = apply_plan(model, plan, statistics=statistics)
     return compressed, report_of(choices, model, compressed, statistics)
+
+
+def _held_out(model: nn.Module, compressed: nn.Module, plan: Plan, whole: Loader) -> dict[str, Any] | None:
+    """Logged beside what was predicted, as a warning if it is more than twice as much."""
+    images = list(Part(whole, held_out=True))
+    if not images:
+        return None
+    predicted, found = plan.settings["predicted_error"], agreement(model, compressed, images)
+    text = "on %d held-out images the prediction is the dense network's in %.1f %%; KL %.3g nats, predicted %.3g"
+    say = _log.warning if found.kl > 2 * predicted + 1e-6 else _log.info
+    say(text, found.images, found.top1_agreement, found.kl, predicted)
+    return found.as_dict(predicted)
 
 
 def _timed(compressed: nn.Module, image: Tensor, plan: Plan) -> float:

@@ -1,6 +1,6 @@
 """What may become of a network's layers, at which error and cost."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -19,7 +19,8 @@ class Layer:
     """A layer as the planner sees it: its matrix W (rows, cols), the metrics C (rows, rows) and G (O, O) of its error
     (G for each of the cols / O columns of the kernel), what it costs to run, dense and as factors (fixed, and for each
     rank), and what another layer must agree on to share U (left) or V (right). The scale of the metrics is in W: their
-    mean eigenvalues are 1, so that those of several layers can be averaged."""
+    mean eigenvalues are 1, so that those of several layers can be averaged. folds: the layer as all images but those of
+    a fold show it, and the metrics (C, G) that these show, made when called."""
 
     name: str
     W: Tensor
@@ -30,6 +31,7 @@ class Layer:
     rank_run: float
     left_side: tuple[Any, ...]
     right_side: tuple[Any, ...]
+    folds: Sequence[Callable[[], tuple["Layer", Tensor, Tensor]]] = ()
 
     @property
     def dense_cost(self) -> Cost:
@@ -38,13 +40,12 @@ class Layer:
 
 @dataclass(frozen=True, eq=False)
 class Option:
-    """A way to factor some layers; the error left behind rank r is the sum of the (falling) eigenvalues from r on, and
-    the tail."""
+    """A way to factor some layers; the error left behind rank r is errors[r], and the tail."""
 
     layers: tuple[Layer, ...]
     kind: Kind
-    eigenvalues: Tensor = field(repr=False)
-    tail: float = 0.0  # what the eigenvalues leave out
+    errors: Tensor = field(repr=False)
+    tail: float = 0.0  # what the errors leave out
 
     @property
     def rank_cost(self) -> Cost:
@@ -59,7 +60,7 @@ class Option:
 
     def largest_rank(self, multiple: int) -> int:
         """The largest that saves parameters; 0 if none does."""
-        rank = min(int((self.dense_cost[0] - 1) // self.rank_cost[0]), len(self.eigenvalues))
+        rank = min(int((self.dense_cost[0] - 1) // self.rank_cost[0]), len(self.errors) - 1)
         return rank - rank % multiple
 
 
@@ -79,8 +80,7 @@ class Choice:
     @property
     def error(self) -> float:
         """Predicted; of a shared factor, what is reached is near it."""
-        left = float(self.option.eigenvalues[self.rank :].sum()) + self.option.tail
-        return max(left, 0.0) if self.rank else 0.0
+        return max(float(self.option.errors[self.rank]) + self.option.tail, 0.0) if self.rank else 0.0
 
     @property
     def group(self) -> Group:
@@ -97,18 +97,27 @@ def cheapest(option: Option, prices: Cost, multiple: int) -> Choice:
     dense, largest = Choice(option, 0), option.largest_rank(multiple)
     if not largest:
         return dense
-    worth = option.eigenvalues[:largest].reshape(-1, multiple).mean(1) > dot(option.rank_cost, prices)
-    factored = Choice(option, max(int(worth.sum()), 1) * multiple)
+    ranks = torch.arange(multiple, largest + 1, multiple)
+    best = int((option.errors[ranks] + dot(option.rank_cost, prices) * ranks).argmin())
+    factored = Choice(option, (best + 1) * multiple)
     return factored if factored.price(prices) < dense.price(prices) else dense
 
 
 def alone(layer: Layer) -> "Option":
-    """The layer by itself: its eigenvalues are the squared singular values of ``C^1/2 W G^1/2``, found on the side that
-    is less work (G is a small block)."""
+    """The layer by itself: its errors are sums of the squared singular values of ``C^1/2 W G^1/2``."""
+    side = cheap_side(layer)
+    return Option((layer,), "alone", errors_of(gram(layer, side, roots(metric_of(layer, side))[0])))
+
+
+def cheap_side(layer: Layer) -> Kind:
+    """On which singular values are less work (G is a small block)."""
     rows, cols = layer.W.shape
-    if rows < cols / 4:
-        return Option((layer,), "alone", eigenvalues_of(gram(layer, "left", roots(layer.C)[0])))
-    return Option((layer,), "alone", eigenvalues_of(gram(layer, "right", roots(layer.G)[0])))
+    return "left" if rows < cols / 4 else "right"
+
+
+def metric_of(layer: Layer, side: Kind) -> Tensor:
+    """That of the side that a shared factor is on."""
+    return layer.C if side == "left" else layer.G
 
 
 def half(layer: Layer, kind: Kind, root: Tensor) -> tuple[Tensor, Tensor]:
@@ -125,8 +134,10 @@ def gram(layer: Layer, kind: Kind, root: Tensor) -> Tensor:
     return A.T @ times(M, A)
 
 
-def eigenvalues_of(gram: Tensor) -> Tensor:
-    return torch.linalg.eigvalsh(gram).flip(0).clamp_min(0)
+def errors_of(gram: Tensor) -> Tensor:
+    """The errors left behind ranks 0, 1, ...: sums of its smallest eigenvalues."""
+    eigenvalues = torch.linalg.eigvalsh(gram).clamp_min(0)
+    return torch.cat([eigenvalues.new_zeros(1), eigenvalues.cumsum(0)]).flip(0)
 
 
 def total(costs: Iterable[Cost]) -> Cost:

@@ -8,7 +8,8 @@ to the dense outputs by least squares over the columns of its kernel (asymmetric
 """
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from copy import deepcopy
 from functools import partial
 from typing import cast
@@ -19,31 +20,29 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from jointsvd.compression.calibration import (
     Loader,
-    Statistics,
     beside,
     images_of,
-    measured_again,
     run_batches,
-    strips,
 )
-from jointsvd.decomposition.metric import times, with_ridge
-from jointsvd.decomposition.weighted import balanced, weighted_ljsvd
-from jointsvd.network.layers import FactorPair, MatrixLayer, fold, is_matrix, unfold
+from jointsvd.compression.fitting import fit, set_weight
+from jointsvd.compression.norms import MatchedNorm
+from jointsvd.compression.statistics import Statistics
+from jointsvd.decomposition.weighted import balanced
+from jointsvd.network.layers import FactorPair, MatrixLayer, is_matrix, unfold
 from jointsvd.network.plan import Group, Plan
 from jointsvd.network.progress import bar
 from jointsvd.network.random_state import random_state_kept
 from jointsvd.network.surgery import check_structure, replace
 
 Fit = Callable[[Tensor, Tensor, Tensor], None]  # of a dense input, a compressed input and the dense outputs
-_CHUNK = 64  # images whose strips are in memory at a time
 
 
 @random_state_kept()
 @torch.no_grad()
 def refit(model: nn.Module, compressed: nn.Module, plan: Plan, statistics: Statistics, loader: Loader) -> nn.Module:
     """Fit the factors of `compressed` (`model` by `plan`) again, in place and in the order in which layers run, and
-    measure its batch norms again. What shared factors span stays; a layer alone gets a new U and V. All are `balanced`
-    in the end. Returns `compressed`.
+    correct its batch norms (`match_norms`). What shared factors span stays; a layer alone gets a new U and V. A fit is
+    kept where it helps images that it was not made for. All factors are `balanced` in the end. Returns `compressed`.
 
     loader: as for `collect_statistics`; all its images pass at once. Layers that run more than once stay what they
     were, and so do groups with two branches or a Tucker-2. Raises ValueError as `collect_statistics` and
@@ -55,9 +54,9 @@ def refit(model: nn.Module, compressed: nn.Module, plan: Plan, statistics: Stati
     images = torch.cat([beside(model, images_of(batch)) for batch in loader])
     fits = _fits(model, compressed, plan, statistics, images[:1])
     with bar(total=len(fits), desc="Fitting layers") as progress:
-        twin, norms = _twin(model, compressed, fits, progress.update)
-        with measured_again(norms) as tracked:
-            for _, outputs in run_batches(twin, [torch.cat([images, images])], training=tracked):
+        twin = _twin(model, compressed, fits, progress.update)
+        with _unchanged_if_it_fails(compressed):
+            for _, outputs in run_batches(twin, [torch.cat([images, images])]):
                 _check_independent(model, images[:2], outputs[:2])
     for group in plan.groups:
         pairs = [compressed.get_submodule(name) for name in group.members]
@@ -66,18 +65,41 @@ def refit(model: nn.Module, compressed: nn.Module, plan: Plan, statistics: Stati
     return compressed
 
 
-def _twin(
-    model: nn.Module, compressed: nn.Module, fits: Mapping[str, Fit], done: Callable[[], object]
-) -> tuple[nn.Module, list[_BatchNorm]]:
-    """Both networks side by side, and the batch norms of `compressed` in it. done: called after each fit."""
-    twin, norms = deepcopy(model), []
+@random_state_kept()
+@torch.no_grad()
+def match_norms(model: nn.Module, compressed: nn.Module, loader: Loader) -> nn.Module:
+    """Correct the batch norms of `compressed`, a network that `apply_plan` made of `model`, in place: behind layers
+    that were factored their outputs get the mean and variance of the dense network's on the same images. Others stay
+    as they are, to the bit. Returns `compressed`. Raises ValueError as `collect_statistics`."""
+    twin = _twin(model, compressed, {}, lambda: None)
+    with _unchanged_if_it_fails(compressed):
+        for batch in loader:
+            images = beside(model, images_of(batch))
+            for _ in run_batches(twin, [torch.cat([images, images])]):
+                pass
+    return compressed
+
+
+@contextmanager
+def _unchanged_if_it_fails(network: nn.Module) -> Iterator[None]:
+    before = deepcopy(network.state_dict())
+    try:
+        yield
+    except BaseException:
+        network.load_state_dict(before)
+        raise
+
+
+def _twin(model: nn.Module, compressed: nn.Module, fits: Mapping[str, Fit], done: Callable[[], object]) -> nn.Module:
+    """Both networks side by side. done: called after each fit."""
+    twin = deepcopy(model)
     for name, module in list(twin.named_modules()):
+        other = compressed.get_submodule(name)
         if isinstance(module, _BatchNorm):
-            norms.append(cast(_BatchNorm, compressed.get_submodule(name)))
-        elif not is_matrix(module) or is_matrix(compressed.get_submodule(name)):
-            continue
-        replace(twin, module, _Halves(module, compressed.get_submodule(name), fits.get(name), done))
-    return twin, norms
+            replace(twin, module, MatchedNorm(module, cast(_BatchNorm, other)))
+        elif is_matrix(module) and not is_matrix(other):
+            replace(twin, module, _Halves(module, other, fits.get(name), done))
+    return twin
 
 
 def _check_independent(model: nn.Module, images: Tensor, outputs: Tensor) -> None:
@@ -125,53 +147,8 @@ def _fits(model: nn.Module, compressed: nn.Module, plan: Plan, statistics: Stati
             pair = compressed.get_submodule(name)
             if isinstance(group, Group) and isinstance(pair, FactorPair) and calls[name] == 1:
                 layer = cast(MatrixLayer, model.get_submodule(name))
-                fits[name] = partial(_fit, layer, pair, group, statistics.metric(name)[1])
+                fits[name] = partial(fit, layer, pair, group, statistics.metric(name)[1])
     return fits
-
-
-def _fit(layer: MatrixLayer, pair: FactorPair, group: Group, G: Tensor, x: Tensor, y: Tensor, outputs: Tensor) -> None:
-    """Give `pair` factors for its input y (N, ...), where `layer` turns x into `outputs`."""
-    W = unfold(layer.weight).double()
-    C, cross = _moments(partial(strips, layer), y, x)
-    A = _solve(C, cross @ W, W)
-    U, V = (unfold(part.weight).double() for part in (pair.u, pair.v))
-    shared = len(group.members) > 1
-    if shared and group.right_rank:
-        GV = times(with_ridge(G), V.T)
-        _set(pair.u, A @ GV @ torch.linalg.pinv(V @ GV, hermitian=True))
-        return
-    if not shared:
-        U, (V,) = weighted_ljsvd([A], [C], [G], len(V))
-        _set(pair.u, U)
-    if layer.bias is not None:
-        outputs = outputs - (layer.bias[:, None, None] if isinstance(layer, nn.Conv2d) else layer.bias)
-    C, cross = _moments(partial(strips, pair.v, axis=1), pair.u(y), outputs, partial(_positions, layer))
-    columns = V.reshape(len(V), -1, len(G)).transpose(0, 1)  # (F2, rank, O)
-    columns = _solve(C, cross, columns.flatten(0, 1)).reshape(columns.shape)
-    _set(pair.v, columns.transpose(0, 1).flatten(1))
-
-
-def _moments(
-    view: Callable[[Tensor], Tensor], y: Tensor, x: Tensor, x_view: Callable[[Tensor], Tensor] | None = None
-) -> tuple[Tensor, Tensor]:
-    """``E[y y^T]`` and ``E[y x^T]`` over positions, of the two tensors as `view` and `x_view` (or `view`) lay them out
-    (positions, values); an image's positions are summed, images averaged."""
-    own, cross = torch.zeros(2, dtype=torch.float64, device=y.device)
-    for one, other in zip(y.split(_CHUNK), x.split(_CHUNK), strict=True):
-        rows, columns = view(one), (x_view or view)(other)
-        own, cross = own + (rows.T @ rows).double(), cross + (rows.T @ columns).double()
-    return own / len(y), cross / len(y)
-
-
-def _positions(layer: MatrixLayer, outputs: Tensor) -> Tensor:
-    """Outputs (N, O, H, W) or (N, ..., O) as (positions, O), in the order of horizontal strips."""
-    return outputs.permute(0, 3, 2, 1).flatten(0, 2) if isinstance(layer, nn.Conv2d) else outputs.flatten(0, -2)
-
-
-def _solve(C: Tensor, cross: Tensor, start: Tensor) -> Tensor:
-    """``C^-1 cross``, drawn towards `start` where C has nothing to say."""
-    ridged = with_ridge(C)
-    return torch.linalg.solve(ridged, cross + (ridged - C) @ start)
 
 
 def _balance(pairs: list[FactorPair], group: Group) -> None:
@@ -185,9 +162,5 @@ def _balance(pairs: list[FactorPair], group: Group) -> None:
         )
         Us, Vs = [U.T for U in transposed], [V.T] * len(pairs)
     for pair, U, V in zip(pairs, Us, Vs, strict=True):
-        _set(pair.u, U)
-        _set(pair.v, V)
-
-
-def _set(layer: MatrixLayer, W: Tensor) -> None:
-    layer.weight.copy_(fold(W.to(layer.weight.dtype), layer.weight.shape))
+        set_weight(pair.u, U)
+        set_weight(pair.v, V)

@@ -5,8 +5,8 @@ from typing import Any, cast
 
 from torch import Tensor, nn
 
-from jointsvd.compression.calibration import Statistics
 from jointsvd.compression.options import Choice
+from jointsvd.compression.statistics import Statistics
 from jointsvd.decomposition.metric import objective
 from jointsvd.network.layers import FactorPair, unfold
 
@@ -31,7 +31,7 @@ def _line(choice: Choice, model: nn.Module, compressed: nn.Module, statistics: S
     if choice.rank:
         pairs = [cast(FactorPair, compressed.get_submodule(layer.name)) for layer in layers]
         Ws = [unfold(cast(Tensor, model.get_submodule(layer.name).weight)) for layer in layers]
-        Cs, Gs = zip(*(statistics.metric(layer.name) for layer in layers), strict=True)
+        Cs, Gs = zip(*(statistics.measured(layer.name) for layer in layers), strict=True)
         reached = objective(Ws, Cs, Gs, [unfold(pair.u.weight) @ unfold(pair.v.weight) for pair in pairs])
     return {
         "layers": [layer.name for layer in layers],

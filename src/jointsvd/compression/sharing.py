@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from jointsvd.compression.options import Cost, Kind, Layer, Option, cheapest, eigenvalues_of, gram, half
+from jointsvd.compression.held_out import held_out
+from jointsvd.compression.options import Cost, Kind, Layer, Option, alone, cheapest, errors_of, gram, half
 from jointsvd.decomposition.metric import objective, roots, times
 from jointsvd.decomposition.svd import improved_subspace
 from jointsvd.decomposition.weighted import weighted_ljsvd, weighted_rjsvd
@@ -20,28 +21,32 @@ Sketches = dict[Kind, dict[str, tuple[Tensor, float]]]  # by the layer's name; w
 def merge(options: Sequence[Option], prices: Cost, multiple: int) -> list[Option]:
     """Join options, two at a time and the most profitable pair first, as long as sharing pays at these prices.
 
-    While searching, spectra are those of each layer's leading directions under the mean metric. What is found is then
-    solved under each layer's own, and kept if it still pays.
+    While searching, errors are those on the images that shape the factors, of each layer's leading directions under the
+    mean metric. What is found is then solved under each layer's own, tried on other images, and kept if it still pays.
     """
+    separate = {option.layers[0].name: option for option in options}
+    options = [alone(option.layers[0]) for option in options]
     pooled = _pooled_roots([option.layers[0] for option in options])
     sketches = _sketches(options, pooled, prices, multiple)
 
     def join(one: Option, other: Option) -> tuple[float, Option]:
         """What the best way to share between two options saves, and that way."""
-        separate = sum(cheapest(option, prices, multiple).price(prices) for option in (one, other))
+        apart = sum(cheapest(option, prices, multiple).price(prices) for option in (one, other))
         best = (0.0, one)
         for kind in sketches:
             if _may_join(one, other, kind):
                 choice = cheapest(_sketched(one.layers + other.layers, kind, sketches[kind]), prices, multiple)
-                gain = separate - choice.price(prices)
+                gain = apart - choice.price(prices)
                 best = (gain, choice.option) if choice.rank and gain > best[0] else best
         return best
 
-    separate = {option.layers[0].name: option for option in options}
     found: list[Option] = []
     for option in _joined(options, join):
         parts = [separate[layer.name] for layer in option.layers]
-        joint = _solved(_exact(option, pooled), prices, multiple)
+        if option.kind == "alone":
+            found += parts
+            continue
+        joint = held_out(_solved(_exact(option, pooled), prices, multiple))
         apart = sum(cheapest(part, prices, multiple).price(prices) for part in parts)
         found += [joint] if cheapest(joint, prices, multiple).price(prices) <= apart else parts
     return found
@@ -86,21 +91,19 @@ def _may_join(one: Option, other: Option, kind: Kind) -> bool:
 def _sketched(layers: tuple[Layer, ...], kind: Kind, sketches: Mapping[str, tuple[Tensor, float]]) -> Option:
     rows = torch.cat([sketches[layer.name][0] for layer in layers])
     gram = rows @ rows.T if len(rows) < rows.shape[1] else rows.T @ rows
-    return Option(layers, kind, eigenvalues_of(gram), sum(sketches[layer.name][1] for layer in layers))
+    return Option(layers, kind, errors_of(gram), sum(sketches[layer.name][1] for layer in layers))
 
 
 def _exact(option: Option, pooled: Pooled) -> Option:
-    if option.kind == "alone":
-        return option
     root = pooled[option.kind][_side(option.layers[0], option.kind)]
     grams = [gram(layer, option.kind, root) for layer in option.layers]
-    return Option(option.layers, option.kind, eigenvalues_of(torch.stack(grams).sum(0)))
+    return Option(option.layers, option.kind, errors_of(torch.stack(grams).sum(0)))
 
 
 def _solved(option: Option, prices: Cost, multiple: int) -> Option:
-    """The option with what is missed at its best rank, beyond the eigenvalues, as its tail."""
+    """The option with what is missed at its best rank, beyond its errors, as its tail."""
     choice = cheapest(option, prices, multiple)
-    if option.kind == "alone" or not choice.rank:
+    if not choice.rank:
         return option
     Ws, Cs, Gs = zip(*((layer.W, layer.C, layer.G) for layer in option.layers), strict=True)
     if option.kind == "left":

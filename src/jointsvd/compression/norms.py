@@ -1,0 +1,63 @@
+"""Batch norms corrected behind compressed layers, so that what leaves them is again what leaves the dense ones."""
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+_ROUNDING = 1e-6  # of the largest input, by which the halves of a batch may differ where nothing was compressed
+_DEAD = 1e-6  # of the variance that the norm divides by: a channel that moves less on these images does not move
+
+
+@dataclass
+class _Channels:
+    """Mean and variance of each channel, over all that was added."""
+
+    num: int = 0
+    sums: Tensor = field(default_factory=lambda: torch.zeros(2, 1))
+
+    def add(self, x: Tensor) -> None:
+        values = x.transpose(0, 1).flatten(1).double()
+        sums = torch.stack([values.sum(1), values.square().sum(1)])
+        self.sums = self.sums.to(sums) + sums
+        self.num += values.shape[1]
+
+    @property
+    def moments(self) -> tuple[Tensor, Tensor]:
+        mean, square = self.sums / self.num
+        return mean, (square - mean.square()).clamp_min(0)
+
+
+class MatchedNorm(nn.Module):
+    """A batch norm of the dense network for the first half of a batch, and the one in its place in the compressed
+    network for the second, corrected first: the line that takes its inputs to the mean and the variance of the dense
+    norm's goes into its running mean and variance. Where both halves are alike nothing changes; channels that do not
+    move get the mean alone."""
+
+    def __init__(self, dense: _BatchNorm, compressed: _BatchNorm):
+        super().__init__()
+        self.dense, self.compressed = dense, compressed
+        self.wanted, self.found, self.differ = _Channels(), _Channels(), False
+
+    def forward(self, batch: Tensor) -> Tensor:
+        x, y = batch.chunk(2)
+        self.wanted.add(x)
+        self.found.add(y)
+        self.differ = self.differ or bool((x - y).abs().max() > _ROUNDING * x.abs().max())
+        if self.differ and self.dense.running_mean is not None:
+            self._correct()
+        return torch.cat([self.dense(x), self.compressed(y)])
+
+    def _correct(self) -> None:
+        """With z = a (y - m_y) + m_x in place of x, (z - mean) / sd is (y - m_y - (mean - m_x) / a) / (sd / a)."""
+        (mean_x, var_x), (mean_y, var_y) = self.wanted.moments, self.found.moments
+        dense, norm = self.dense, self.compressed
+        assert dense.running_mean is not None
+        assert dense.running_var is not None
+        mean, divided = dense.running_mean.double(), dense.running_var.double() + dense.eps
+        moves = torch.minimum(var_x, var_y) > _DEAD * divided
+        a = torch.where(moves, var_x / var_y.clamp_min(1e-300), torch.ones_like(var_x)).sqrt()
+        a = torch.minimum(a, (divided / dense.eps).sqrt())  # no running variance below 0
+        norm.running_mean.copy_(mean_y + (mean - mean_x) / a)  # type: ignore[union-attr]
+        norm.running_var.copy_(divided / a.square() - dense.eps)  # type: ignore[union-attr]
