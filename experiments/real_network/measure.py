@@ -60,7 +60,7 @@ def main():
     calibration, unseen = crops_of(pictures, num)
     facts = {"num_images": num, "pictures": pictures, "command": " ".join(["python", *sys.argv])}
     facts |= environment(torch.device("cpu"))
-    for method in ("norms again", "ours without refit", "ours"):
+    for method in ("norms again", "ours", "ours without refit"):
         for budget in BUDGETS if method != "norms again" else [{"params": 1}]:
             row = {"method": method, "budget": " ".join(f"{key} {value:g}" for key, value in budget.items())} | facts
             if not is_there(row):
