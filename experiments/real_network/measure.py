@@ -19,6 +19,7 @@ import numpy as np
 import pandas as pd
 import timm
 import torch
+from filelock import FileLock
 from PIL import Image
 
 from jointsvd import compress, num_flops, num_parameters, recalibrate_batchnorm
@@ -60,13 +61,14 @@ def main():
     calibration, unseen = crops_of(pictures, num)
     facts = {"num_images": num, "pictures": pictures, "command": " ".join(["python", *sys.argv])}
     facts |= environment(torch.device("cpu"))
-    for method in ("norms again", "ours", "ours without refit"):
+    for method in ("norms again", "ours"):
         for budget in BUDGETS if method != "norms again" else [{"params": 1}]:
             row = {"method": method, "budget": " ".join(f"{key} {value:g}" for key, value in budget.items())} | facts
             if not is_there(row):
                 row |= measure(dense, method, budget, list(calibration.split(32)), unseen)
-                rows = pd.concat([known(), pd.DataFrame([row])], ignore_index=True)
-                write_atomic(FOLDER / "rows.csv", rows.to_csv(index=False))
+                with FileLock(FOLDER / ".rows.lock"):
+                    rows = pd.concat([known(), pd.DataFrame([row])], ignore_index=True)
+                    write_atomic(FOLDER / "rows.csv", rows.to_csv(index=False))
                 print(rows.tail(1).drop(columns=["command", "date", "versions", "processor"]).to_string(), flush=True)
     write_table(FOLDER / "table.md", readable(known()))
 
@@ -78,7 +80,7 @@ def measure(dense, method, budget, batches, unseen):
         found = recalibrate_batchnorm(deepcopy(dense), batches)
     else:
         result = compress(dense, batches, **budget, refit=method == "ours")
-        found, predicted, held_out = result.model, result.plan.settings["predicted_error"], result.held_out
+        found, predicted, held_out = result.model, result.plan.settings["predicted_kl"], result.held_out
     reached = agreement(dense, found.eval(), unseen.split(50))
     return {
         "compression_factor": num_parameters(dense) / num_parameters(found),

@@ -39,12 +39,10 @@ def agreement(dense: nn.Module, compressed: nn.Module, loader: Loader) -> Agreem
 
 
 class Part:
-    """The images of a loader that are held out, every eighth, or the other ones."""
+    """The last of each `every` images of a loader, or, not `held_out`, the other ones."""
 
-    EVERY = 8
-
-    def __init__(self, loader: Loader, *, held_out: bool):
-        self.loader, self.held_out = loader, held_out
+    def __init__(self, loader: Loader, *, held_out: bool, every: int = 8):
+        self.loader, self.held_out, self.every = loader, held_out, every
 
     def __iter__(self) -> Iterator[Tensor]:
         start = 0
@@ -52,6 +50,6 @@ class Part:
             images = images_of(batch)
             places = torch.arange(start, start + len(images))
             start += len(images)
-            chosen = (places % self.EVERY == self.EVERY - 1) == self.held_out
+            chosen = (places % self.every == self.every - 1) == self.held_out
             if chosen.any():
                 yield images[chosen.to(images.device)]

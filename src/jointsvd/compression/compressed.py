@@ -19,6 +19,7 @@ from jointsvd.compression.refitting import check_sizes, match_norms
 from jointsvd.compression.refitting import refit as _refit
 from jointsvd.compression.report import report_of
 from jointsvd.compression.statistics import Statistics, collect_statistics
+from jointsvd.compression.suitability import problems
 from jointsvd.compression.untouched import untouched
 from jointsvd.network.plan import Plan
 from jointsvd.network.random_state import random_state_kept
@@ -105,9 +106,12 @@ def _compressed(model: nn.Module, calibration: Loader, budget: Budget, means: Me
     times = _times(model, image, budget, means)
     _log.info("Measuring what the layers do on the calibration images")
     statistics = collect_statistics(model, loader)
+    for problem in problems(model, loader, statistics):
+        _log.warning(problem)
     _log.info("Choosing ranks and shared factors of %d layers", len(statistics.inputs))
     ways: dict[str, Any] = {"share": means.share, "rank_multiple": means.rank_multiple}
     plan, choices = plan_for_budget(model, statistics, budget, times=times, **ways)
+    plan = replace(plan, settings={**plan.settings, "predicted_kl": _predicted(model, plan, statistics, loader)})
     compressed, report = _factored(model, plan, choices, statistics)
     _log.info("Fitting factors and batch norms behind compressed layers" if means.refit else "Correcting batch norms")
     if means.refit:
@@ -138,12 +142,24 @@ def _factored(
     return compressed, report_of(choices, model, compressed, statistics)
 
 
+def _predicted(model: nn.Module, plan: Plan, statistics: Statistics, loader: Loader) -> float | None:
+    """KL divergence of the planned network, from a trial whose factors one fold of the images did not shape, on that
+    fold: what layers do to each other is in it, which the sum of their errors leaves out. None for one image."""
+    fold = statistics.num_folds - 1
+    if not fold:
+        return None
+    _log.info("Trying the plan on a fold of the images")
+    trial = apply_plan(model, plan, statistics=statistics.without(fold))
+    others, tried = (Part(loader, held_out=out, every=fold + 1) for out in (False, True))
+    return agreement(model, match_norms(model, trial, others), tried).kl
+
+
 def _held_out(model: nn.Module, compressed: nn.Module, plan: Plan, whole: Loader) -> dict[str, Any] | None:
     """Logged beside what was predicted, as a warning if it is more than twice as much."""
     images = list(Part(whole, held_out=True))
     if not images:
         return None
-    predicted, found = plan.settings["predicted_error"], agreement(model, compressed, images)
+    predicted, found = plan.settings["predicted_kl"] or 0.0, agreement(model, compressed, images)
     text = "on %d held-out images the prediction is the dense network's in %.1f %%; KL %.3g nats, predicted %.3g"
     say = _log.warning if found.kl > 2 * predicted + 1e-6 else _log.info
     say(text, found.images, found.top1_agreement, found.kl, predicted)

@@ -3,7 +3,7 @@ their outputs, for several folds of the images. Labels are never used."""
 
 from collections.abc import Mapping
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from operator import length_hint
 from typing import Any
@@ -54,6 +54,14 @@ class Statistics:
             raise ValueError(f"no statistics of {name!r}: it did not run on the calibration data")
         kept = [fold for fold in range(len(self.inputs[name])) if fold != without]
         return shrunk(self.inputs[name][kept]) / 2, shrunk(self.outputs[name][kept])
+
+    def without(self, fold: int) -> "Statistics":
+        """What the images of the other folds say."""
+        kept = [other for other in range(self.num_folds) if other != fold]
+        inputs, outputs = (
+            {name: moments[kept] for name, moments in moved.items()} for moved in (self.inputs, self.outputs)
+        )
+        return replace(self, inputs=inputs, outputs=outputs)
 
     def measured(self, name: str, fold: int | None = None) -> tuple[Tensor, Tensor]:
         """(C, G) as they are, that the images of one fold show, or all of them."""
