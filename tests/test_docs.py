@@ -2,6 +2,7 @@
 
 import ast
 import importlib
+import importlib.util
 import re
 import shlex
 import subprocess
@@ -147,6 +148,15 @@ def test_the_peers_are_those_of_the_committed_rows():
         fewer = [dense[name] / row[name] for name in ("num_parameters", "flops")]
         values = [*fewer, row["raw_top1"], row["top1"], row["milliseconds"], row["file_bytes"] / 1e6]
         assert cells == [row["network"], row["engine"], *(f"{value:.2f}" for value in values)]
+
+
+def test_the_table_of_the_real_network_is_that_of_its_rows():
+    folder = ROOT / "experiments" / "real_network"
+    spec = importlib.util.spec_from_file_location("measure", folder / "measure.py")
+    measure = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(measure)
+    table = measure.readable(measure.known()).to_markdown(index=False, disable_numparse=True)
+    assert (folder / "table.md").read_text() == f"{table}\n"
 
 
 def test_there_are_results():

@@ -100,5 +100,9 @@ def test_held_out_images_are_every_eighth_across_batches():
     assert sorted(held + rest) == list(range(17))
 
 
-def test_too_few_images_to_hold_any_out():
-    assert compress(wide_network(), [seeded(7, 40)], params=1.2).held_out is None
+@pytest.mark.parametrize("num", [1, 2, 7])
+def test_too_few_images_to_hold_any_out(num):
+    result = compress(wide_network(), [seeded(num, 40)], params=1.2)
+    assert result.held_out is None
+    assert (result.plan.settings["predicted_kl"] is None) == (num == 1)
+    assert all(parameter.isfinite().all() for parameter in result.model.parameters())

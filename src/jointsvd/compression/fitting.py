@@ -20,6 +20,8 @@ def fit(layer: MatrixLayer, pair: FactorPair, group: Group, G: Tensor, x: Tensor
     """Give `pair` factors for its input y (N, ...), where `layer` turns x into `outputs`: step by step, each kept where
     it brings the outputs of the last fold closer when fitted to the other ones, and then fitted to all."""
     folds = list(range(min(FOLDS, len(y))))
+    if len(folds) < 2:
+        return
     tried = slice(folds[-1], None, len(folds))
 
     def error() -> float:
