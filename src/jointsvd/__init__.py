@@ -5,7 +5,7 @@ from jointsvd.compression.budget import Budget
 from jointsvd.compression.calibration import recalibrate_batchnorm
 from jointsvd.compression.compressed import Compressed, compress
 from jointsvd.compression.layer_times import LayerTimes, measure_layer_times
-from jointsvd.compression.refitting import refit
+from jointsvd.compression.refitting import match_norms, refit
 from jointsvd.compression.statistics import Statistics, collect_statistics
 from jointsvd.decomposition.svd import bijsvd, ljsvd, rjsvd, truncated_svd
 from jointsvd.decomposition.tucker import coupled_tucker2, tucker2
@@ -39,6 +39,7 @@ __all__ = [
     "ljsvd",
     "load_compressed",
     "load_with_header",
+    "match_norms",
     "measure_layer_times",
     "num_flops",
     "num_parameters",

@@ -20,6 +20,10 @@ def recalibrate_batchnorm(model: nn.Module, loader: Loader) -> nn.Module:
     """Measure the running mean and variance of every batch norm again, in place, as the averages over the batches of
     `loader` (equal batches give exact averages). Nothing else trains or changes. Returns `model`.
 
+    Right where the images are many training images, and what was done to the network is too much for `match_norms`: the
+    statistics of the whole training take their place, so that few images, or images from elsewhere, destroy even a
+    network that nothing was done to.
+
     Raises ValueError as `collect_statistics`.
     """
     norms = [module for module in model.modules() if isinstance(module, _BatchNorm)]
