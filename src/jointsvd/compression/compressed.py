@@ -15,7 +15,7 @@ from jointsvd.compression.calibration import Loader, run_batches
 from jointsvd.compression.layer_times import LayerTimes, measure_layer_times
 from jointsvd.compression.options import Choice
 from jointsvd.compression.processes import in_first_process, several_processes
-from jointsvd.compression.refitting import check_sizes, match_norms
+from jointsvd.compression.refitting import check_sizes, match_norms, trial_of
 from jointsvd.compression.refitting import refit as _refit
 from jointsvd.compression.report import report_of
 from jointsvd.compression.statistics import Statistics, collect_statistics
@@ -111,11 +111,12 @@ def _compressed(model: nn.Module, calibration: Loader, budget: Budget, means: Me
     _log.info("Choosing ranks and shared factors of %d layers", len(statistics.inputs))
     ways: dict[str, Any] = {"share": means.share, "rank_multiple": means.rank_multiple}
     plan, choices = plan_for_budget(model, statistics, budget, times=times, **ways)
-    plan = replace(plan, settings={**plan.settings, "predicted_kl": _predicted(model, plan, statistics, loader)})
+    trial, predicted = _tried(model, plan, statistics, loader)
+    plan = replace(plan, settings={**plan.settings, "predicted_kl": predicted})
     compressed, report = _factored(model, plan, choices, statistics)
     _log.info("Fitting factors and batch norms behind compressed layers" if means.refit else "Correcting batch norms")
     if means.refit:
-        _refit(model, compressed, plan, statistics, loader)
+        _refit(model, compressed, plan, statistics, loader, trial)
     else:
         match_norms(model, compressed, loader)
     if times:
@@ -142,16 +143,15 @@ def _factored(
     return compressed, report_of(choices, model, compressed, statistics)
 
 
-def _predicted(model: nn.Module, plan: Plan, statistics: Statistics, loader: Loader) -> float | None:
-    """KL divergence of the planned network, from a trial whose factors one fold of the images did not shape, on that
-    fold: what layers do to each other is in it, which the sum of their errors leaves out. None for one image."""
-    fold = statistics.num_folds - 1
-    if not fold:
-        return None
+def _tried(model: nn.Module, plan: Plan, statistics: Statistics, loader: Loader) -> tuple[nn.Module, float | None]:
+    """A trial of the plan, whose factors the last fold of the images did not shape, and its KL divergence there: what
+    layers do to each other is in it, which the sum of their errors leaves out. None for one image."""
     _log.info("Trying the plan on a fold of the images")
-    trial = apply_plan(model, plan, statistics=statistics.without(fold))
-    others, tried = (Part(loader, held_out=out, every=fold + 1) for out in (False, True))
-    return agreement(model, match_norms(model, trial, others), tried).kl
+    trial, folds = trial_of(model, plan, statistics), statistics.num_folds
+    if folds < 2:
+        return trial, None
+    others, last = (Part(loader, held_out=out, every=folds) for out in (False, True))
+    return trial, agreement(model, match_norms(model, trial, others), last).kl
 
 
 def _held_out(model: nn.Module, compressed: nn.Module, plan: Plan, whole: Loader) -> dict[str, Any] | None:

@@ -1,7 +1,9 @@
 """How the factors of one layer are fitted to what it receives behind compressed layers."""
 
 from collections.abc import Callable
-from functools import partial
+from copy import deepcopy
+from dataclasses import dataclass
+from functools import cached_property, partial
 
 import torch
 from torch import Tensor, nn
@@ -12,83 +14,90 @@ from jointsvd.decomposition.weighted import weighted_ljsvd
 from jointsvd.network.layers import FactorPair, MatrixLayer, fold, unfold
 from jointsvd.network.plan import Group
 
-Step = Callable[[list[int]], None]  # sets weights, fitted to some folds
+Step = Callable[["Behind", FactorPair, list[int]], None]  # sets weights, fitted to some folds
 _CHUNK = 64  # images whose strips are in memory at a time
 
 
-def fit(layer: MatrixLayer, pair: FactorPair, group: Group, G: Tensor, x: Tensor, y: Tensor, outputs: Tensor) -> None:
-    """Give `pair` factors for its input y (N, ...), where `layer` turns x into `outputs`: step by step, each kept where
-    it brings the outputs of the last fold closer when fitted to the other ones, and then fitted to all."""
-    folds = list(range(min(FOLDS, len(y))))
-    if len(folds) < 2:
+@dataclass(frozen=True)
+class Behind:
+    """A dense layer, the metric G of its outputs, and what it meets: x (N, ...) and its outputs in the dense network, y
+    in place of x behind compressed layers."""
+
+    layer: MatrixLayer
+    G: Tensor
+    x: Tensor
+    y: Tensor
+    outputs: Tensor
+
+    @property
+    def folds(self) -> list[int]:
+        return list(range(min(FOLDS, len(self.y))))
+
+    @cached_property
+    def moments(self) -> tuple[Tensor, Tensor]:
+        """Of the strips of y, and of these with those of x, by folds."""
+        return _moments(partial(strips, self.layer), self.y, self.x)
+
+    def error(self, pair: FactorPair) -> float:
+        """Of what stands for the layer, on the last fold."""
+        tried = slice(self.folds[-1], None, len(self.folds))
+        missed = self.outputs[tried] - pair(self.y[tried])
+        rows = missed.movedim(1, -1) if isinstance(self.layer, nn.Conv2d) else missed
+        return float(((rows.double() @ self.G) * rows).sum())
+
+
+def fit(behind: Behind, pair: FactorPair, trial: FactorPair, group: Group) -> None:
+    """Give `pair` factors for its input, step by step. Each step is tried first on `trial`, factors that the last fold
+    did not shape: fitted to the other folds, it must bring the outputs of the last one closer."""
+    if len(behind.folds) < 2:
         return
-    tried = slice(folds[-1], None, len(folds))
-
-    def error() -> float:
-        missed = outputs[tried] - pair(y[tried])
-        rows = missed.movedim(1, -1) if isinstance(layer, nn.Conv2d) else missed
-        return float(((rows.double() @ G) * rows).sum())
-
-    for make_step in _steps(len(group.members) > 1, bool(group.right_rank)):
-        step = make_step(layer, pair, G, x, y, outputs)
-        before, weights = error(), [part.weight.clone() for part in (pair.u, pair.v)]
-        step(folds[:-1])
-        if error() < before:
-            step(folds)
+    kept, error = [], behind.error(trial)
+    for step in _steps(len(group.members) > 1, bool(group.right_rank)):
+        before = deepcopy(trial.state_dict())
+        step(behind, trial, behind.folds[:-1])
+        if (found := behind.error(trial)) < error:
+            error = found
+            kept.append(step)
         else:
-            pair.u.weight.copy_(weights[0])
-            pair.v.weight.copy_(weights[1])
+            trial.load_state_dict(before)
+    for step in kept:
+        step(behind, pair, behind.folds)
 
 
-def _steps(shared: bool, right: bool) -> list[Callable[..., Step]]:
+def _steps(shared: bool, right: bool) -> list[Step]:
     """What can be fitted: what a group shares stays."""
     if not shared:
         return [_both, _second]
     return [_first] if right else [_second]
 
 
-def _both(layer: MatrixLayer, pair: FactorPair, G: Tensor, x: Tensor, y: Tensor, outputs: Tensor) -> Step:
+def _both(behind: Behind, pair: FactorPair, folds: list[int]) -> None:
     """U and V of ``A = E[y y^T]^-1 E[y x^T] W``, in the metric of y."""
-    W, moments = unfold(layer.weight).double(), _moments(partial(strips, layer), y, x)
-    rank = pair.ranks[0]
-
-    def step(folds: list[int]) -> None:
-        C, cross = (moment[folds] for moment in moments)
-        U, (V,) = weighted_ljsvd([_solve(C, cross.mean(0) @ W, W)], [shrunk(C)], [G], rank)
-        set_weight(pair.u, U)
-        set_weight(pair.v, V)
-
-    return step
+    C, cross = (moment[folds] for moment in behind.moments)
+    W = unfold(behind.layer.weight).double()
+    U, (V,) = weighted_ljsvd([_solve(C, cross.mean(0) @ W, W)], [shrunk(C)], [behind.G], pair.ranks[0])
+    set_weight(pair.u, U)
+    set_weight(pair.v, V)
 
 
-def _first(layer: MatrixLayer, pair: FactorPair, G: Tensor, x: Tensor, y: Tensor, outputs: Tensor) -> Step:
+def _first(behind: Behind, pair: FactorPair, folds: list[int]) -> None:
     """U of the same A, for the V there is."""
-    W, moments = unfold(layer.weight).double(), _moments(partial(strips, layer), y, x)
-    V = unfold(pair.v.weight).double()
-    GV = times(with_ridge(G), V.T)
-    projected = GV @ torch.linalg.pinv(V @ GV, hermitian=True)
-
-    def step(folds: list[int]) -> None:
-        C, cross = (moment[folds] for moment in moments)
-        set_weight(pair.u, _solve(C, cross.mean(0) @ W, W) @ projected)
-
-    return step
+    C, cross = (moment[folds] for moment in behind.moments)
+    W, V = (unfold(weight).double() for weight in (behind.layer.weight, pair.v.weight))
+    GV = times(with_ridge(behind.G), V.T)
+    set_weight(pair.u, _solve(C, cross.mean(0) @ W, W) @ GV @ torch.linalg.pinv(V @ GV, hermitian=True))
 
 
-def _second(layer: MatrixLayer, pair: FactorPair, G: Tensor, x: Tensor, y: Tensor, outputs: Tensor) -> Step:
+def _second(behind: Behind, pair: FactorPair, folds: list[int]) -> None:
     """V by least squares over the columns of its kernel, for the U there is."""
-    V = unfold(pair.v.weight).double()
+    layer, outputs, V = behind.layer, behind.outputs, unfold(pair.v.weight).double()
     if layer.bias is not None:
         outputs = outputs - (layer.bias[:, None, None] if isinstance(layer, nn.Conv2d) else layer.bias)
-    moments = _moments(partial(strips, pair.v, axis=1), pair.u(y), outputs, partial(_positions, layer))
-    columns = V.reshape(len(V), -1, len(G)).transpose(0, 1)  # (F2, rank, O)
-
-    def step(folds: list[int]) -> None:
-        C, cross = (moment[folds] for moment in moments)
-        found = _solve(C, cross.mean(0), columns.flatten(0, 1)).reshape(columns.shape)
-        set_weight(pair.v, found.transpose(0, 1).flatten(1))
-
-    return step
+    view = partial(strips, pair.v, axis=1)
+    C, cross = (part[folds] for part in _moments(view, pair.u(behind.y), outputs, partial(_positions, layer)))
+    columns = V.reshape(len(V), -1, len(behind.G)).transpose(0, 1)  # (F2, rank, O)
+    found = _solve(C, cross.mean(0), columns.flatten(0, 1)).reshape(columns.shape)
+    set_weight(pair.v, found.transpose(0, 1).flatten(1))
 
 
 def _moments(

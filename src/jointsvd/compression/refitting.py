@@ -24,7 +24,7 @@ from jointsvd.compression.calibration import (
     images_of,
     run_batches,
 )
-from jointsvd.compression.fitting import fit, set_weight
+from jointsvd.compression.fitting import Behind, fit, set_weight
 from jointsvd.compression.norms import MatchedNorm
 from jointsvd.compression.statistics import Statistics
 from jointsvd.decomposition.weighted import balanced
@@ -32,27 +32,38 @@ from jointsvd.network.layers import FactorPair, MatrixLayer, is_matrix, unfold
 from jointsvd.network.plan import Group, Plan
 from jointsvd.network.progress import bar
 from jointsvd.network.random_state import random_state_kept
-from jointsvd.network.surgery import check_structure, replace
+from jointsvd.network.surgery import apply_plan, check_structure, replace
 
 Fit = Callable[[Tensor, Tensor, Tensor], None]  # of a dense input, a compressed input and the dense outputs
 
 
 @random_state_kept()
 @torch.no_grad()
-def refit(model: nn.Module, compressed: nn.Module, plan: Plan, statistics: Statistics, loader: Loader) -> nn.Module:
+def refit(
+    model: nn.Module,
+    compressed: nn.Module,
+    plan: Plan,
+    statistics: Statistics,
+    loader: Loader,
+    trial: nn.Module | None = None,
+) -> nn.Module:
     """Fit the factors of `compressed` (`model` by `plan`) again, in place and in the order in which layers run, and
     correct its batch norms (`match_norms`). What shared factors span stays; a layer alone gets a new U and V. A fit is
     kept where it helps images that it was not made for. All factors are `balanced` in the end. Returns `compressed`.
 
-    loader: as for `collect_statistics`; all its images pass at once. Layers that run more than once stay what they
-    were, and so do groups with two branches or a Tucker-2. Raises ValueError as `collect_statistics` and
+    loader: the same as for `collect_statistics`; all its images pass at once. trial: of `trial_of`, if it was made
+    already; it is used up. Layers that run more than once stay what they were, and so do groups with two branches or a
+    Tucker-2. Raises ValueError as `collect_statistics` and
     `check_structure` do, for images of several sizes, and for a network that does not take the images of a batch one
     by one.
     """
     check_structure(compressed, plan)
     check_sizes(loader)
     images = torch.cat([beside(model, images_of(batch)) for batch in loader])
-    fits = _fits(model, compressed, plan, statistics, images[:1])
+    if trial is None:
+        trial = trial_of(model, plan, statistics)
+    fits = _fits(model, compressed, trial, plan, statistics)
+    fits = {name: fits[name] for name in _running_once(model, images[:1]) if name in fits}
     with bar(total=len(fits), desc="Fitting layers") as progress:
         twin = _twin(model, compressed, fits, progress.update)
         with _unchanged_if_it_fails(compressed):
@@ -133,22 +144,40 @@ class _Halves(nn.Module):
         return torch.cat([outputs, self.compressed(y)])
 
 
-def _fits(model: nn.Module, compressed: nn.Module, plan: Plan, statistics: Statistics, image: Tensor) -> dict[str, Fit]:
-    """How to fit the layers that can be."""
+def trial_of(model: nn.Module, plan: Plan, statistics: Statistics) -> nn.Module:
+    """The network of a plan with factors that the last fold of the images did not shape, if there are several folds."""
+    last = statistics.num_folds - 1
+    return apply_plan(model, plan, statistics=statistics.without(last) if last else statistics)
+
+
+def _fits(
+    model: nn.Module, compressed: nn.Module, trial: nn.Module, plan: Plan, statistics: Statistics
+) -> dict[str, Fit]:
+    """How to fit the layers that are pairs of factors."""
+    fits: dict[str, Fit] = {}
+    for group in plan.groups:
+        for name in group.members:
+            pair, other = compressed.get_submodule(name), trial.get_submodule(name)
+            if isinstance(group, Group) and isinstance(pair, FactorPair) and isinstance(other, FactorPair):
+                layer, G = cast(MatrixLayer, model.get_submodule(name)), statistics.metric(name)[1]
+                fits[name] = partial(_fit, partial(Behind, layer, G), (pair, other), group)
+    return fits
+
+
+def _fit(behind: Callable[..., Behind], pairs: tuple[FactorPair, FactorPair], group: Group, *seen: Tensor) -> None:
+    """seen: x, y and outputs of `Behind`."""
+    fit(behind(*seen), *pairs, group)
+
+
+def _running_once(model: nn.Module, image: Tensor) -> list[str]:
+    """Names of the modules that run once."""
     calls: Counter[str] = Counter()
     copy = deepcopy(model)
     for name, module in copy.named_modules():
         module.register_forward_hook(lambda *_, name=name: calls.update([name]))
     for _ in run_batches(copy, [image]):
         pass
-    fits: dict[str, Fit] = {}
-    for group in plan.groups:
-        for name in group.members:
-            pair = compressed.get_submodule(name)
-            if isinstance(group, Group) and isinstance(pair, FactorPair) and calls[name] == 1:
-                layer = cast(MatrixLayer, model.get_submodule(name))
-                fits[name] = partial(fit, layer, pair, group, statistics.metric(name)[1])
-    return fits
+    return [name for name, num in calls.items() if num == 1]
 
 
 def _balance(pairs: list[FactorPair], group: Group) -> None:
