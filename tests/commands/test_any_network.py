@@ -37,9 +37,10 @@ def compress(folders):
 @pytest.mark.parametrize(
     ("overrides", "build"),
     [
-        (
+        pytest.param(
             ["model.source=timm", "model.name=mobilenetv3_small_050"],
             lambda: timm.create_model("mobilenetv3_small_050", num_classes=3),
+            marks=pytest.mark.slow,
         ),
         pytest.param(
             ["model.source=torchvision", "model.name=squeezenet1_1"],
