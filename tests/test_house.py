@@ -11,9 +11,8 @@ ROOMS = ["decomposition", "network", "compression", "deployment", "training", "r
 def test_the_house():
     imports = {}
     for path in SRC.glob("*/*.py"):
-        nodes = list(ast.walk(ast.parse(path.read_text())))
-        names = {node.module for node in nodes if isinstance(node, ast.ImportFrom)}
-        names |= {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
+        found = [n for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, ast.Import | ast.ImportFrom)]
+        names = {getattr(node, "module", None) or alias.name for node in found for alias in node.names}
         imports[f"jointsvd.{path.parent.name}.{path.stem}"] = names
         below = {f"jointsvd.{room}" for room in ROOMS[: ROOMS.index(path.parent.name) + 1]}
         assert {".".join(n.split(".")[:2]) for n in names if n.split(".")[0] == "jointsvd"} <= below, path
