@@ -32,11 +32,11 @@ def space(weight):
     return basis @ basis.T
 
 
-def refitted(model, plan):
-    statistics = collect_statistics(model, BATCHES)
+def refitted(model, plan, batches=BATCHES):
+    statistics = collect_statistics(model, batches)
     compressed = apply_plan(model, plan, statistics=statistics)
     before = copy.deepcopy(compressed)
-    return before, refit(model, compressed, plan, statistics, BATCHES)
+    return before, refit(model, compressed, plan, statistics, batches)
 
 
 @pytest.mark.parametrize(
@@ -52,17 +52,18 @@ def refitted(model, plan):
 def test_at_full_rank_the_second_factor_is_the_least_squares_fit(conv):
     """No other V brings the outputs behind a bad first layer closer to the dense ones."""
     model = network(**conv)
-    model(IMAGES[:1])
+    images = torch.randn(384, 3, 12, 12, generator=torch.Generator().manual_seed(0))
+    model(images[:1])
     weight = model[2].weight
     rank = min(weight[0, ..., 0].numel(), weight[:, 0, 0].numel())
-    _, compressed = refitted(model, Plan((Group(("0",), 0, 2), Group(("2",), 0, rank))))
+    _, compressed = refitted(model, Plan((Group(("0",), 0, 2), Group(("2",), 0, rank))), [images])
     with torch.no_grad():
-        wanted, hidden = model[:3](IMAGES), compressed[2].u(compressed[:2](IMAGES))
+        wanted, hidden = model[:3](images), compressed[2].u(compressed[:2](images))
     best = copy.deepcopy(compressed[2].v)
     optimizer = torch.optim.LBFGS(best.parameters(), max_iter=300, line_search_fn="strong_wolfe")
     optimizer.step(lambda: (optimizer.zero_grad(), loss := F.mse_loss(best(hidden), wanted), loss.backward())[1])
     reached, least = (F.mse_loss(layer(hidden), wanted).item() for layer in (compressed[2].v, best))
-    assert reached <= least * 1.1  # drawn a little towards what it was
+    assert reached <= least * 1.05  # drawn towards what it was, the less the more images
 
 
 def test_outputs_come_closer_and_the_dense_network_stays():

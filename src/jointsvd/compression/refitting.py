@@ -147,7 +147,7 @@ class _Halves(nn.Module):
 def trial_of(model: nn.Module, plan: Plan, statistics: Statistics) -> nn.Module:
     """The network of a plan with factors that the last fold of the images did not shape, if there are several folds."""
     last = statistics.num_folds - 1
-    return apply_plan(model, plan, statistics=statistics.without(last) if last else statistics)
+    return apply_plan(model, plan, statistics=statistics.without(last) if last > 0 else statistics)
 
 
 def _fits(

@@ -42,7 +42,7 @@ class Statistics:
 
     @property
     def num_folds(self) -> int:
-        return min(FOLDS, self.num_images)
+        return max(map(len, self.inputs.values()), default=0)
 
     def metric(self, name: str, *, without: int | None = None) -> tuple[Tensor, Tensor]:
         """(C, G) of the layer, `shrunk`, and halved so that the weighted error is a KL divergence. C (F1*I, F1*I), G
