@@ -1,6 +1,6 @@
 """How far a compressed network is from the dense one, on images that shaped nothing."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -39,17 +39,17 @@ def agreement(dense: nn.Module, compressed: nn.Module, loader: Loader) -> Agreem
 
 
 class Part:
-    """The last of each `every` images of a loader, or, not `held_out`, the other ones."""
+    """The images of a loader whose number, counted in rounds of `every`, is one of `places`."""
 
-    def __init__(self, loader: Loader, *, held_out: bool, every: int = 8):
-        self.loader, self.held_out, self.every = loader, held_out, every
+    def __init__(self, loader: Loader, every: int, places: Iterable[int]):
+        self.loader, self.every, self.places = loader, every, torch.tensor(sorted(places))
 
     def __iter__(self) -> Iterator[Tensor]:
         start = 0
         for batch in self.loader:
             images = images_of(batch)
-            places = torch.arange(start, start + len(images))
+            numbers = torch.arange(start, start + len(images)) % self.every
             start += len(images)
-            chosen = (places % self.every == self.every - 1) == self.held_out
+            chosen = torch.isin(numbers, self.places)
             if chosen.any():
                 yield images[chosen.to(images.device)]

@@ -71,13 +71,16 @@ class Budget:
 @dataclass(frozen=True)
 class Means:
     """How a budget may be reached. share: layers may share factors. refit: factors are fitted again behind compressed
-    layers. rank_multiple: ranks are multiples of it, 1 or more. Raises ValueError for other values."""
+    layers. rank_multiple: ranks are multiples of it, 1 or more. tune: steps of training towards the dense network, 1 or
+    more (none: None). Raises ValueError for other values."""
 
     share: bool = True
     refit: bool = True
     rank_multiple: int = 1
+    tune: int | None = None
 
     def __post_init__(self) -> None:
-        multiple = self.rank_multiple
-        if not isinstance(multiple, int) or isinstance(multiple, bool) or multiple < 1:
-            raise ValueError(f"rank_multiple must be a whole number, 1 or more, got {multiple!r}")
+        numbers = {"rank_multiple": self.rank_multiple} | ({} if self.tune is None else {"tune": self.tune})
+        for name, number in numbers.items():
+            if not isinstance(number, int) or isinstance(number, bool) or number < 1:
+                raise ValueError(f"{name} must be a whole number, 1 or more, got {number!r}")

@@ -20,6 +20,8 @@ from jointsvd.compression.refitting import refit as _refit
 from jointsvd.compression.report import report_of
 from jointsvd.compression.statistics import Statistics, collect_statistics
 from jointsvd.compression.suitability import problems
+from jointsvd.compression.tuning import Tuned
+from jointsvd.compression.tuning import tune as tune_
 from jointsvd.compression.untouched import untouched
 from jointsvd.network.plan import Plan
 from jointsvd.network.random_state import random_state_kept
@@ -28,6 +30,11 @@ from jointsvd.network.tensors import fill, unique_tensors
 from jointsvd.network.timing import latency
 
 _log = logging.getLogger(__name__)
+_ROUND, _HELD_OUT, _JUDGING = (
+    8,
+    7,
+    3,
+)  # of every eight images: the one that shapes nothing, and the one that judges tuning
 
 
 @dataclass(frozen=True)
@@ -38,13 +45,14 @@ class Compressed:
     nats an image), as images tell that did not shape the factors, beside that of the factors found on the images that
     did, before they were fitted again. untouched: the layers with parameters that no choice was made for, by name,
     class, parameters and reason. held_out: `Agreement` with the dense network on calibration images that shaped nothing
-    (images, kl, top1_agreement) beside predicted_kl; None if there were too few."""
+    (images, kl, top1_agreement) beside predicted_kl; None if there were too few. tuned: what `tune` did, if asked."""
 
     model: nn.Module
     plan: Plan
     report: list[dict[str, Any]]
     untouched: list[dict[str, Any]]
     held_out: dict[str, Any] | None
+    tuned: Tuned | None = None
 
 
 @random_state_kept()
@@ -56,6 +64,7 @@ def compress(
     share: bool = Means.share,
     refit: bool = Means.refit,
     rank_multiple: int = Means.rank_multiple,
+    tune: int | None = Means.tune,
     **budgets: float | None,
 ) -> Compressed:
     """A copy of `model` that keeps a `Budget`, given as such or by its fields: ``compress(model, images, params=22)``.
@@ -69,12 +78,13 @@ def compress(
     images that did not shape the factors; batch norms behind them are corrected (`match_norms`). Every eighth image
     shapes nothing: the result is compared with the dense network there. share: whether layers may share factors.
     refit: whether each layer's factors are then fitted behind the layers compressed before it, which takes memory for
-    all images at once. rank_multiple: ranks are multiples of it. No training.
+    all images at once. rank_multiple: ranks are multiples of it. tune: steps of training towards the dense network
+    (`tune`), without labels; one more image in eight then says how many of them are kept. None: nothing is trained.
 
     In torch.distributed all processes call it, rank 0 does the work on its own images, and all get its network. Raises
     ValueError as `collect_statistics` and `plan_for_budget` do, for bad budgets before anything runs.
     """
-    budget, means = _budget(budget, budgets), Means(share, refit, rank_multiple)
+    budget, means = _budget(budget, budgets), Means(share, refit, rank_multiple, tune)
     if not several_processes():
         return _compressed(model, calibration, budget, means)
 
@@ -99,9 +109,11 @@ def _budget(budget: Budget | None, given: Mapping[str, float | None]) -> Budget:
 
 def _compressed(model: nn.Module, calibration: Loader, budget: Budget, means: Means) -> Compressed:
     whole = list(calibration) if means.refit or isinstance(calibration, Iterator) else calibration  # it runs twice
-    if means.refit:
+    if means.refit or means.tune:
         check_sizes(whole)
-    loader = Part(whole, held_out=False)
+    if means.tune and not list(Part(whole, _ROUND, [_JUDGING])):
+        raise ValueError(f"tune needs {_JUDGING + 1} calibration images or more, of which one judges it")
+    loader = Part(whole, _ROUND, _shaping(means))
     image = next(run_batches(model, loader))[0][:1]
     times = _times(model, image, budget, means)
     _log.info("Measuring what the layers do on the calibration images")
@@ -121,8 +133,9 @@ def _compressed(model: nn.Module, calibration: Loader, budget: Budget, means: Me
         match_norms(model, compressed, loader)
     if times:
         plan = replace(plan, settings={**plan.settings, "measured_milliseconds": _timed(compressed, image, plan)})
+    tuned = _tuned(model, compressed, whole, means)
     left = untouched(model, statistics.positions, statistics.inputs)
-    return Compressed(compressed, plan, report, left, _held_out(model, compressed, plan, whole))
+    return Compressed(compressed, plan, report, left, _held_out(model, compressed, plan, whole), tuned)
 
 
 def _times(model: nn.Module, image: Tensor, budget: Budget, means: Means) -> LayerTimes | None:
@@ -150,13 +163,27 @@ def _tried(model: nn.Module, plan: Plan, statistics: Statistics, loader: Loader)
     trial, folds = trial_of(model, plan, statistics), statistics.num_folds
     if folds < 2:
         return trial, None
-    others, last = (Part(loader, held_out=out, every=folds) for out in (False, True))
+    others, last = Part(loader, folds, range(folds - 1)), Part(loader, folds, [folds - 1])
     return trial, agreement(model, match_norms(model, trial, others), last).kl
+
+
+def _shaping(means: Means) -> set[int]:
+    """Of every eight images, those that shape the network."""
+    return set(range(_ROUND)) - ({_HELD_OUT, _JUDGING} if means.tune else {_HELD_OUT})
+
+
+def _tuned(model: nn.Module, compressed: nn.Module, whole: Loader, means: Means) -> Tuned | None:
+    if not means.tune:
+        return None
+    found = tune_(model, compressed, Part(whole, _ROUND, _shaping(means)), Part(whole, _ROUND, [_JUDGING]), means.tune)
+    text = "%d of %d steps of tuning were kept; KL on images apart %.3g nats before, %.3g now"
+    _log.info(text, found.steps, means.tune, found.kl_before, found.kl)
+    return found
 
 
 def _held_out(model: nn.Module, compressed: nn.Module, plan: Plan, whole: Loader) -> dict[str, Any] | None:
     """Logged beside what was predicted, as a warning if it is more than twice as much."""
-    images = list(Part(whole, held_out=True))
+    images = list(Part(whole, _ROUND, [_HELD_OUT]))
     if not images:
         return None
     predicted, found = plan.settings["predicted_kl"] or 0.0, agreement(model, compressed, images)

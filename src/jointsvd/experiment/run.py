@@ -118,7 +118,17 @@ def _conditions(settings: Settings) -> dict[str, Any]:
 def _method(settings: Settings) -> dict[str, Any]:
     """Columns of the method and its options, None where it has no such option."""
     options = settings.options
-    names = ("rank_rate", "left_share", "own_per_shared", "hid", "iterations", "rank_multiple", "share", "refit")
+    names = (
+        "rank_rate",
+        "left_share",
+        "own_per_shared",
+        "hid",
+        "iterations",
+        "rank_multiple",
+        "share",
+        "refit",
+        "tune",
+    )
     budgets = ("params", "flops", "bytes", "faster", "latency_ms")
     layers = options.get("layers")
     return {

@@ -4,6 +4,7 @@ import json
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -94,7 +95,7 @@ def _decompose(settings: Settings, dense: nn.Module) -> Made:
     if settings.plan is None:
         result = compress(dense, images, **settings.budget)
         facts = {name: getattr(result, name) for name in ("report", "untouched", "held_out")}
-        return result.model, result.plan, facts
+        return result.model, result.plan, facts | ({"tuned": asdict(result.tuned)} if result.tuned else {})
     options = {"iterations": settings.method["iterations"]} if "iterations" in settings.method else {}
     network = apply_plan(dense, settings.plan, **options)
     return recalibrate_batchnorm(network, images) if images else network, settings.plan, {}

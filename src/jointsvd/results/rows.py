@@ -52,6 +52,7 @@ class Row:
     rank_multiple: int | None = None
     share: bool | None = None  # whether the planner might share factors
     refit: bool | None = None  # whether factors were fitted again behind compressed layers
+    tune: int | None = None  # steps of training towards the dense network, without labels
     calibration_images: int | None = (
         None  # drawn by the seed: to plan on, or to measure batch norms of other methods again
     )
@@ -125,7 +126,8 @@ def summarize(rows: pd.DataFrame) -> pd.DataFrame:
     table["order"] = table["method"].map(list(METHODS).index)
     table["trained"] = table["schedule"] != UNTRAINED
     keys = ["model", "data", "trained", "schedule", "rank_rate", "order", "left_share", "own_per_shared", "iterations"]
-    keys += [key for key in table if key.startswith("budget_") or key in ("calibration_images", "share", "refit")]
+    means = ("calibration_images", "share", "refit", "tune")
+    keys += [key for key in table if key.startswith("budget_") or key in means]
     return table.sort_values(keys, na_position="first", ignore_index=True)
 
 
