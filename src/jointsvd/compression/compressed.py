@@ -30,11 +30,8 @@ from jointsvd.network.tensors import fill, unique_tensors
 from jointsvd.network.timing import latency
 
 _log = logging.getLogger(__name__)
-_ROUND, _HELD_OUT, _JUDGING = (
-    8,
-    7,
-    3,
-)  # of every eight images: the one that shapes nothing, and the one that judges tuning
+# of every eight images one shapes nothing, and one judges tuning
+_ROUND, _HELD_OUT, _JUDGING = 8, 7, 3
 
 
 @dataclass(frozen=True)
