@@ -62,7 +62,7 @@ def run_batches(
     if parameter is not None and parameter.dtype not in (torch.float32, torch.float64):
         raise ValueError(f"calibration needs a model in float32, got {parameter.dtype}; call model.float()")
     nothing = True
-    with evaluating(model):
+    with _evaluating(model):
         for module in training:
             module.train()
         for batch in loader:
@@ -102,7 +102,7 @@ def images_of(batch: Any) -> Tensor:
 
 
 @contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
+def _evaluating(model: nn.Module) -> Iterator[None]:
     modes = {module: module.training for module in model.modules()}
     model.eval()
     try:
