@@ -1,3 +1,5 @@
+import time
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -51,3 +53,28 @@ def folders(tmp_path):
                 size = (40 + 3 * i, 50)
                 Image.fromarray(random.integers(0, 256, (*size, 3)).astype(np.uint8)).save(folder / f"{i}.jpeg")
     return tmp_path
+
+
+def _megabytes(key):
+    """Memory of this process, "VmRSS" now or "VmHWM" at most since it was forgotten."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return int(next(line for line in lines if line.startswith(key)).split()[1]) / 1024
+
+
+@pytest.fixture
+def refused():
+    """Who is refused is refused with one sentence, quickly, and before much memory is taken."""
+
+    @contextmanager
+    def check(match="", *, kinds=ValueError, seconds=1.0, megabytes=200):
+        Path("/proc/self/clear_refs").write_text("5")  # forgets the most
+        before, start = _megabytes("VmRSS"), time.process_time()
+        with pytest.raises(kinds, match=match) as caught:
+            yield
+        took, most = time.process_time() - start, _megabytes("VmHWM") - before
+        assert took <= seconds, caught.value
+        assert most <= megabytes, caught.value
+        assert "Traceback" not in str(caught.value)
+        assert len(str(caught.value)) < 2000
+
+    return check

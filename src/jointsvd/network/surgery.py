@@ -24,6 +24,7 @@ from jointsvd.network.layers import (
 from jointsvd.network.plan import AnyGroup, Group, Plan, TuckerGroup
 from jointsvd.network.progress import bar
 from jointsvd.network.random_state import random_state_kept
+from jointsvd.network.ranks import check_ranks
 
 
 def build_structure(model: nn.Module, plan: Plan) -> nn.Module:
@@ -32,13 +33,14 @@ def build_structure(model: nn.Module, plan: Plan) -> nn.Module:
 
     Everything the plan does not name keeps its weights. This is the network to load weights into, or to train from
     scratch. Raises ValueError for a wrapped model, and for members that are missing, no ungrouped convs, or do not fit
-    together.
+    together, and for ranks above full rank.
     """
     if hasattr(model, "module") and isinstance(model.module, nn.Module):
         raise ValueError(f"compress the network inside {type(model).__name__} (its .module), before it is wrapped")
     structure = deepcopy(model)
     for group in plan.groups:
         members = _members(structure, group)
+        check_ranks(members, group)
         factors = [factor_layer(layer, group) for layer in members]
         _share(factors, group)
         for old, new in zip(members, factors, strict=True):
