@@ -6,6 +6,7 @@ from numbers import Real
 
 from torch import nn
 
+from jointsvd.network.checked import Count, check_fields
 from jointsvd.network.cost import num_parameters
 
 
@@ -75,9 +76,7 @@ class Means:
 
     share: bool = True
     refit: bool = True
-    rank_multiple: int = 1
+    rank_multiple: Count = 1
 
     def __post_init__(self) -> None:
-        multiple = self.rank_multiple
-        if not isinstance(multiple, int) or isinstance(multiple, bool) or multiple < 1:
-            raise ValueError(f"rank_multiple must be a whole number, 1 or more, got {multiple!r}")
+        check_fields(self)

@@ -7,6 +7,7 @@ of functions are checked alike, wherever the values come from: Python, configura
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
+from inspect import Parameter, getattr_static, signature
 from math import inf, isfinite
 from numbers import Real
 from pathlib import Path
@@ -26,10 +27,9 @@ class Range:
         return self.least <= value <= self.most and value != {"least": self.least, "most": self.most}.get(self.open)
 
     def __str__(self) -> str:
-        low = f"above {self.least}" if self.open == "least" else f"{self.least}"
         if self.most == inf:
-            return low if self.open else f"{low} or more"
-        return f"{low} to {'below ' * (self.open == 'most')}{self.most}"
+            return "positive" if self.open == "least" else f"{self.least} or more"
+        return f"from {self.least} to below {self.most}" if self.open else f"between {self.least} and {self.most}"
 
 
 @dataclass(frozen=True)
@@ -48,11 +48,12 @@ Count = Annotated[int, Range(1)]
 Size = Annotated[int, Range(1, 10**6)]  # of a tensor along one axis
 Pixels = Annotated[int, Range(1, 4096)]
 Seed = Annotated[int, Range(0, 2**32 - 1)]
+NotNegative = Annotated[float, Range(0)]
 AboveZero = Annotated[float, Range(0, open="least")]
 Share = Annotated[float, Range(0, 1)]
 FolderName = Annotated[str, Name()]
 
-_WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text", Path: "a path"}
+_WORDS = {int: "a whole number", float: "a finite number", bool: "true or false", str: "text", Path: "a path"}
 _WORDS[NoneType] = "null"
 
 
@@ -66,13 +67,15 @@ def check_fields(instance: Any, where: str = "") -> None:
 def check_arguments(function: Callable[..., Any], values: Mapping[str, Any], where: str = "") -> None:
     """Raises ValueError as `check_fields` does, for arguments of a function; those that it does not have too."""
     hints = _hints(function)
+    if any(parameter.kind is Parameter.VAR_KEYWORD for parameter in signature(function).parameters.values()):
+        hints |= dict.fromkeys(values.keys() - hints.keys(), Any)
     if unknown := sorted(map(str, values.keys() - hints.keys())):
-        raise ValueError(f"{where}{unknown[0]} is unknown; there are {', '.join(hints.keys() - {'return'})}")
+        raise ValueError(f"{where}{unknown[0]} is unknown; there are {', '.join(sorted(hints.keys() - {'return'}))}")
     _check(values, hints, where)
 
 
 def _hints(function: Callable[..., Any]) -> dict[str, Any]:
-    constructor = vars(function).get("__init__") if isinstance(function, type) else None
+    constructor = getattr_static(function, "__init__") if isinstance(function, type) else None
     return get_type_hints(constructor or function, include_extras=True)
 
 
@@ -97,11 +100,17 @@ def _fits(value: Any, hint: Any) -> bool:
     if isinstance(kind, type) and issubclass(kind, Sequence):
         return isinstance(value, list | tuple) and all(_fits(item, parts[0]) for item in value)
     if hint is float:
-        number: Any = value  # NumPy's too; whole ones may be too large for a float
-        return isinstance(value, Real) and not isinstance(value, bool) and abs(number) < 1e300 and isfinite(number)
+        return isinstance(value, Real) and not isinstance(value, bool) and _is_finite(value)
     if hint is int:
         return isinstance(value, int) and not isinstance(value, bool)
     return hint is Any or not isinstance(hint, type) or isinstance(value, hint)
+
+
+def _is_finite(number: Real) -> bool:
+    try:
+        return isfinite(float(number))
+    except OverflowError:  # a whole number too large for a float
+        return False
 
 
 def _wanted(value: Any, hint: Any) -> str:
@@ -126,7 +135,7 @@ def _describe(hint: Any) -> str:
     if isinstance(kind, type) and issubclass(kind, Mapping):
         return "a mapping {name: value}"
     if isinstance(kind, type) and issubclass(kind, Sequence):
-        return f"a list, each {_describe(parts[0])}"
+        return f"a list (each {_describe(parts[0])})"
     return _WORDS.get(hint, getattr(hint, "__name__", str(hint)))
 
 

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from jointsvd.decomposition.svd import NUM_ITERATIONS, bijsvd, ljsvd, rjsvd
 from jointsvd.decomposition.tucker import TuckerFactors, coupled_tucker2, tucker2
 from jointsvd.decomposition.weighted import weighted_bijsvd
+from jointsvd.network.checked import Count, check_arguments
 from jointsvd.network.layers import (
     CoupledTuckerConv2d,
     FactorLayer,
@@ -57,7 +58,7 @@ class Metrics(Protocol):
 
 @random_state_kept()
 def apply_plan(
-    model: nn.Module, plan: Plan, *, iterations: int = NUM_ITERATIONS, statistics: Metrics | None = None
+    model: nn.Module, plan: Plan, *, iterations: Count = NUM_ITERATIONS, statistics: Metrics | None = None
 ) -> nn.Module:
     """A copy of `model` in which each group is replaced by its joint decomposition; `model` stays as it was.
 
@@ -65,6 +66,7 @@ def apply_plan(
     output is then made small, not that of its weights. Raises ValueError as `build_structure` does, for
     ranks too large for their layers, and for weights that hold NaN or infinite values.
     """
+    check_arguments(apply_plan, {"iterations": iterations})
     compressed = build_structure(model, plan)
     for group in bar(plan.groups, "Decomposing"):
         try:

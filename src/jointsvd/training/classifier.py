@@ -1,5 +1,6 @@
 """Training: `Classifier` is the LightningModule, `fit` and `evaluate` run it."""
 
+import logging
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -20,6 +21,7 @@ from jointsvd.training.data import ImageData
 from jointsvd.training.recovery import distillation_loss, factors_of, squared_products
 from jointsvd.training.schedule import Schedule
 
+_log = logging.getLogger(__name__)
 _NO_SCHEDULE = "a Classifier without a schedule only evaluates"
 
 
@@ -51,6 +53,7 @@ class Classifier(pl.LightningModule):
         self.accuracy: dict[str, Any] | None = None
         self.best_top1 = 0.0
         self.seconds = 0.0
+        self.finite = torch.ones((), dtype=torch.bool)
 
     def forward(self, images: Tensor) -> Tensor:
         return self.network(images.contiguous(memory_format=torch.channels_last))
@@ -91,6 +94,7 @@ class Classifier(pl.LightningModule):
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         images, labels = batch
         logits = self(images).float()
+        self.finite = self.finite.to(logits.device) & logits.isfinite().all()
         self.metrics.update(logits, labels)
         self.correct.update(logits.argmax(1) == labels)
 
@@ -104,10 +108,13 @@ class Classifier(pl.LightningModule):
         self.best_top1 = max(self.best_top1, self.accuracy["top1"])
 
     def on_train_epoch_end(self) -> None:
-        """Before the checkpoint is written. Raises ValueError on all ranks if the loss was not finite on one."""
+        """Before the checkpoint is written. Raises ValueError, on all ranks, where numbers are not finite."""
         name = f"the network after epoch {self.current_epoch + 1}"
         if not self.trainer.strategy.reduce_boolean_decision(bool(self.finite)):
-            raise ValueError(f"{name}: the loss was NaN or infinite, its training diverged; take a lower learning rate")
+            raise ValueError(
+                f"{name}: its loss or its outputs were NaN or infinite, the training diverged; take a lower learning "
+                "rate"
+            )
         check_finite(self.network, name)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -162,6 +169,8 @@ def evaluate(trainer: pl.Trainer, network: nn.Module, data: ImageData) -> dict[s
     classifier = Classifier(network, data.num_classes)
     trainer.validate(classifier, datamodule=data, verbose=False)
     assert classifier.accuracy is not None
+    if not classifier.finite:
+        _log.warning("the network's outputs are NaN or infinite for some test images, which count as wrong")
     return classifier.accuracy
 
 

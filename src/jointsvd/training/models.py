@@ -73,6 +73,22 @@ def empty_model(**architecture: Any) -> nn.Module:
         return build_model(**architecture).to("meta")
 
 
+def check_classifies(network: nn.Module, input_size: tuple[int, int, int], num_classes: int, name: str) -> None:
+    """Raises ValueError unless a network on the meta device takes images (channels, height, width), and gives logits of
+    that many classes. name: of the network, in messages."""
+    training = network.training
+    try:
+        output = network.eval()(torch.empty(1, *input_size, device="meta"))
+    except (RuntimeError, ValueError, AssertionError) as error:
+        size = "x".join(map(str, input_size))
+        raise ValueError(f"{name} cannot take images of {size}; set data.image_size ({str(error)[:300]})") from error
+    finally:
+        network.train(training)
+    if not isinstance(output, torch.Tensor) or output.shape != (1, num_classes):
+        found = tuple(output.shape) if isinstance(output, torch.Tensor) else type(output).__name__
+        raise ValueError(f"{name} gives {found} for one image; the data needs logits of {num_classes} classes")
+
+
 def check_architecture(
     name: str, *, in_channels: int, stem: str, source: str, pretrained: bool | str = False, **more: Any
 ) -> None:
