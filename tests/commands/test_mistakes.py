@@ -1,6 +1,7 @@
 """A user's mistake ends a command in one clear sentence, before anything runs and with nothing left behind."""
 
 import os
+import resource
 import shutil
 
 import numpy as np
@@ -191,4 +192,20 @@ def test_a_job_that_fails_leaves_the_others(command, tmp_path, monkeypatch):
     assert code.startswith("no row of outputs/resnet20-digits-smoke/svd-r0.2-s0-")
     assert "its outputs were NaN or infinite" in printed
     assert "Traceback" not in printed
+    assert len(pd.read_csv("outputs/resnet20-digits-smoke/results.csv")) == 1
+
+
+def test_a_full_disk_ends_in_one_sentence_and_the_next_run_goes_on(command, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, limits[1]))  # less than a checkpoint
+    try:
+        code, printed = command("train", *SMALL, "method=svd")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert "last.ckpt was not written (File too large), what was there is kept" in code
+    assert code.endswith("make room or raise the limit, then the same command goes on from it")
+    assert "Traceback" not in printed
+    assert not [path for path in tmp_path.glob("outputs/**/*") if path.suffix in (".part", ".ckpt", ".safetensors")]
+    assert command("train", *SMALL, "method=svd")[0] is None
     assert len(pd.read_csv("outputs/resnet20-digits-smoke/results.csv")) == 1
