@@ -1,4 +1,6 @@
+import sys
 import time
+import warnings
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -12,6 +14,7 @@ from hydra.core.hydra_config import HydraConfig
 from PIL import Image
 
 from jointsvd.commands.config import CONF
+from jointsvd.commands.main import run
 
 
 @pytest.fixture(autouse=True)
@@ -61,20 +64,53 @@ def _megabytes(key):
     return int(next(line for line in lines if line.startswith(key)).split()[1]) / 1024
 
 
+@contextmanager
+def measured():
+    """Takes the CPU seconds and the megabytes of what runs inside; memory that it gives back counts."""
+    Path("/proc/self/clear_refs").write_text("5")  # forgets the most
+    before, start, found = _megabytes("VmRSS"), time.process_time(), {}
+    try:
+        yield found
+    finally:
+        found["seconds"] = time.process_time() - start
+        found["megabytes"] = _megabytes("VmHWM") - before
+
+
 @pytest.fixture
 def refused():
     """Who is refused is refused with one sentence, quickly, and before much memory is taken."""
 
     @contextmanager
-    def check(match="", *, kinds=ValueError, seconds=1.0, megabytes=200):
-        Path("/proc/self/clear_refs").write_text("5")  # forgets the most
-        before, start = _megabytes("VmRSS"), time.process_time()
-        with pytest.raises(kinds, match=match) as caught:
+    def check(match="", *, seconds=1.0, megabytes=200):
+        with measured() as cost, pytest.raises(ValueError, match=match) as caught:
             yield
-        took, most = time.process_time() - start, _megabytes("VmHWM") - before
-        assert took <= seconds, caught.value
-        assert most <= megabytes, caught.value
+        assert cost["seconds"] <= seconds, caught.value
+        assert cost["megabytes"] <= megabytes, caught.value
         assert "Traceback" not in str(caught.value)
         assert len(str(caught.value)) < 2000
 
     return check
+
+
+@pytest.fixture
+def command(monkeypatch, capsys):
+    """A command as the command line runs it, in this process; returns what it ends with (None, or its sentence), and
+    what it printed."""
+
+    def call(name, *overrides):
+        GlobalHydra.instance().clear()
+        HydraConfig.instance().cfg = None
+        monkeypatch.setattr(sys, "argv", [f"jointsvd {name}", *overrides])
+        code = None
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that the module was imported before
+            try:
+                run(name)
+            except SystemExit as error:
+                code = error.code
+        printed = capsys.readouterr()
+        return code, printed.out + printed.err
+
+    yield call
+    GlobalHydra.instance().clear()
+    HydraConfig.instance().cfg = None

@@ -41,10 +41,10 @@ def run(name: str) -> None:
 
 
 def _check_choice(group: str, value: str) -> None:
-    """Hydra has a traceback for who chooses a number, true or null from a group of configurations."""
+    """Hydra has a traceback for who chooses a number, true, null or a list from a group of configurations."""
     folder = shipped("conf") / group
-    number = re.fullmatch(r"(?i)null|true|false|nan|[-+]?[\d._]+(e[-+]?\d+)?", value)
-    if number and group.isidentifier() and folder.is_dir():
+    wrong = re.fullmatch(r"(?i)null|true|false|nan|[-+]?inf|\[.*|[-+]?[\d._]+(e[-+]?\d+)?", value)
+    if wrong and group.isidentifier() and folder.is_dir():
         names = sorted(path.stem for path in folder.glob("[!_]*.yaml"))
         raise SystemExit(f"{group}={value}: choose one of {', '.join(names)}")
 

@@ -39,7 +39,7 @@ def _check_method(choices: Choices) -> None:
     """Types and ranges of the method's options, each as the function says it that takes it."""
     options = dict(choices.method)
     name = options.pop("name", None)
-    if name not in METHODS:
+    if not isinstance(name, str) or name not in METHODS:
         raise ValueError(f"method.name must be one of {', '.join(METHODS)}, got {name!r}")
     if name in WITH_RANK_RATE:
         check_arguments(apply_plan, {key: options.pop(key) for key in ("iterations",) if key in options}, "method.")

@@ -10,14 +10,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from inspect import signature
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import pytorch_lightning as pl
 import torch
 from filelock import FileLock, Timeout
 from pytorch_lightning.utilities import rank_zero_only
 
-from jointsvd.network.checked import Count, Whole, check_fields
+from jointsvd.network.checked import Count, Range, Whole, check_fields
 
 _OURS = {"logger", "callbacks", "max_epochs", "check_val_every_n_epoch", "enable_checkpointing", "plugins"}
 _OURS |= {"use_distributed_sampler", "enable_model_summary", "num_sanity_val_steps", "enable_progress_bar"}
@@ -29,7 +29,7 @@ class Where:
 
     accelerator: str = "auto"
     devices: Count | Literal[-1, "-1", "auto"] | Sequence[Whole] = 1
-    num_nodes: Count = 1
+    num_nodes: Annotated[int, Range(1, 10_000)] = 1
     precision: str | int = "auto"
     strategy: str = "auto"
 
