@@ -1,3 +1,7 @@
+import sys
+import time
+import warnings
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +14,7 @@ from hydra.core.hydra_config import HydraConfig
 from PIL import Image
 
 from jointsvd.commands.config import CONF
+from jointsvd.commands.main import run
 
 
 @pytest.fixture(autouse=True)
@@ -51,3 +56,61 @@ def folders(tmp_path):
                 size = (40 + 3 * i, 50)
                 Image.fromarray(random.integers(0, 256, (*size, 3)).astype(np.uint8)).save(folder / f"{i}.jpeg")
     return tmp_path
+
+
+def _megabytes(key):
+    """Memory of this process, "VmRSS" now or "VmHWM" at most since it was forgotten."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return int(next(line for line in lines if line.startswith(key)).split()[1]) / 1024
+
+
+@contextmanager
+def measured():
+    """Takes the CPU seconds and the megabytes of what runs inside; memory that it gives back counts."""
+    Path("/proc/self/clear_refs").write_text("5")  # forgets the most
+    before, start, found = _megabytes("VmRSS"), time.process_time(), {}
+    try:
+        yield found
+    finally:
+        found["seconds"] = time.process_time() - start
+        found["megabytes"] = _megabytes("VmHWM") - before
+
+
+@pytest.fixture
+def refused():
+    """Who is refused is refused with one sentence, quickly, and before much memory is taken."""
+
+    @contextmanager
+    def check(match="", *, seconds=1.0, megabytes=200):
+        with measured() as cost, pytest.raises(ValueError, match=match) as caught:
+            yield
+        assert cost["seconds"] <= seconds, caught.value
+        assert cost["megabytes"] <= megabytes, caught.value
+        assert "Traceback" not in str(caught.value)
+        assert len(str(caught.value)) < 2000
+
+    return check
+
+
+@pytest.fixture
+def command(monkeypatch, capsys):
+    """A command as the command line runs it, in this process; returns what it ends with (None, or its sentence), and
+    what it printed."""
+
+    def call(name, *overrides):
+        GlobalHydra.instance().clear()
+        HydraConfig.instance().cfg = None
+        monkeypatch.setattr(sys, "argv", [f"jointsvd {name}", *overrides])
+        code = None
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that the module was imported before
+            try:
+                run(name)
+            except SystemExit as error:
+                code = error.code
+        printed = capsys.readouterr()
+        return code, printed.out + printed.err
+
+    yield call
+    GlobalHydra.instance().clear()
+    HydraConfig.instance().cfg = None

@@ -91,7 +91,7 @@ def test_asked_of_compress(dense):
 
 @pytest.mark.parametrize("steps", [0, -1, 1.5, True, "10"])
 def test_steps_that_are_none(dense, steps):
-    with pytest.raises(ValueError, match="tune must be a whole number, 1 or more"):
+    with pytest.raises(ValueError, match="tune must be"):
         compress(dense, [IMAGES], params=2, tune=steps)
 
 

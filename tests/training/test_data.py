@@ -7,10 +7,11 @@ import pickle
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from jointsvd.training import datasets
 from jointsvd.training.data import augment
-from jointsvd.training.datasets import CIFAR, Digits, FashionMNIST, ImageFolderData
+from jointsvd.training.datasets import CIFAR, Digits, FashionMNIST, ImageFolderData, read_image
 
 RANDOM = np.random.default_rng(0)
 
@@ -144,6 +145,21 @@ def test_image_folders(folders):
     (folders / "val" / "fox").rename(folders / "val" / "wolf")
     with pytest.raises(ValueError, match="same subfolders"):
         ImageFolderData(str(folders), 32, None, "train", "val", 0).setup()
+
+
+def test_images_of_16_bits_keep_their_brightness(folders, tmp_path):
+    values = np.linspace(0, 2**16 - 1, 64).reshape(8, 8)
+    for name in ("png", "tif"):
+        path = tmp_path / f"deep.{name}"
+        Image.fromarray(values.astype(np.uint16)).save(path)
+        pixels = np.asarray(read_image(str(path)))
+        assert pixels.shape == (8, 8, 3)
+        assert np.abs(pixels[..., 0] - values / 256).max() <= 1
+    Image.fromarray(values.astype(np.float32)).save(tmp_path / "floats.tif")
+    Image.fromarray((values * 100).astype(np.int32)).save(tmp_path / "wide.tif")
+    for name in ("floats", "wide"):
+        with pytest.raises(ValueError, match=rf"{name}\.tif cannot be read as an image"):
+            read_image(str(tmp_path / f"{name}.tif"))
 
 
 def test_augmentation_crops_and_mirrors_each_image_by_itself():

@@ -1,7 +1,8 @@
 """jointsvd benchmark: saved networks in several engines: time, size, accuracy."""
 
 import glob
-from dataclasses import asdict
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,26 +12,47 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 from rich.progress import track
 
-from jointsvd.commands.config import CONF, command, plain, read_data
+from jointsvd.commands.config import CONF, command, options, read_data
+from jointsvd.commands.sentence import in_one_sentence
 from jointsvd.deployment.engines import usable
-from jointsvd.experiment.benchmark import cells, measure, prepare
-from jointsvd.network.atomic import write_atomic
+from jointsvd.experiment.benchmark import Cell, Contestant, cells, measure, prepare
+from jointsvd.network.atomic import check_writable, write_atomic
+from jointsvd.network.checked import Count, FolderName, Seed
 from jointsvd.results.benchmark_table import render
 from jointsvd.results.report import print_table
+from jointsvd.training.data import ImageData
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """The options of conf/benchmark.yaml."""
+
+    name: FolderName
+    checkpoints: Mapping[Any, str]
+    engines: Sequence[str]
+    batch_sizes: Sequence[Count]
+    threads: Sequence[Count | None]
+    calibration_images: Count
+    seed: Seed
+    output_dir: str
 
 
 @hydra.main(config_path=CONF, config_name="benchmark", version_base="1.3")
 def main(cfg: DictConfig) -> None:
-    folder = Path(cfg.output_dir) / cfg.name
-    try:
-        engines, paths, data = usable(plain(cfg.engines)), _paths(cfg), read_data(cfg)
+    with in_one_sentence("nothing was measured: ", RuntimeError):
+        asked = options(cfg, Benchmark)
+        folder, paths = Path(asked.output_dir) / asked.name, _paths(asked.checkpoints)
+        check_writable(folder / "benchmark.csv")
+        engines, data = usable(list(asked.engines)), read_data(cfg)
         contestants = [
-            prepare(name, path, engines, data, cfg.calibration_images, cfg.seed)
+            prepare(name, path, engines, data, asked.calibration_images, asked.seed)
             for name, path in track(paths.items(), "Exporting")
         ]
-    except (ValueError, FileNotFoundError, RuntimeError) as error:
-        raise SystemExit(f"nothing was measured: {error}") from error
-    measured = cells(engines, cfg.batch_sizes, cfg.threads)
+    with in_one_sentence():
+        _measure(contestants, cells(engines, asked.batch_sizes, asked.threads), data, folder)
+
+
+def _measure(contestants: list[Contestant], measured: list[Cell], data: ImageData, folder: Path) -> None:
     facts = {"data": HydraConfig.get().runtime.choices["data"], "command": command()}
     rows: list[dict[str, Any]] = []
     todo = measure(contestants, measured, data, facts)
@@ -41,9 +63,9 @@ def main(cfg: DictConfig) -> None:
     print(f"Saved {folder}/benchmark.csv, table.md and benchmark.png")
 
 
-def _paths(cfg: DictConfig) -> dict[str, str]:
+def _paths(checkpoints: Mapping[Any, str]) -> dict[str, str]:
     """The file of each network, by name. Raises ValueError for none called dense, and patterns of not just one file."""
-    files = {str(name): glob.glob(pattern) for name, pattern in cfg.checkpoints.items()}
+    files = {str(name): glob.glob(pattern) for name, pattern in checkpoints.items()}
     if wrong := {name: found for name, found in files.items() if len(found) != 1}:
         raise ValueError(f"each of checkpoints must be one file, or a pattern that one file matches; found {wrong}")
     if "dense" not in files:

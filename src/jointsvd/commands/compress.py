@@ -7,10 +7,12 @@ import hydra
 from omegaconf import DictConfig
 
 from jointsvd.commands.config import CONF
+from jointsvd.commands.sentence import in_one_sentence
 from jointsvd.commands.train import start
 from jointsvd.experiment.settings import Settings
 from jointsvd.network.cost import num_flops
 from jointsvd.network.files import read_metadata
+from jointsvd.network.parsing import parse_json
 from jointsvd.network.plan import Plan
 from jointsvd.results.describe import describe
 from jointsvd.results.report import print_table
@@ -21,11 +23,16 @@ from jointsvd.training.models import build_model
 
 @hydra.main(config_path=CONF, config_name="compress", version_base="1.3")
 def main(cfg: DictConfig) -> None:
-    settings = start(cfg)
+    with in_one_sentence():
+        _show(start(cfg))
+
+
+def _show(settings: Settings) -> None:
+    """What was done to each layer, for a network at a budget."""
     if is_main_process() and settings.plan is None:
         file = settings.decomposed_file
         header = read_metadata(file)
-        facts = json.loads(header["facts"])
+        facts = parse_json(header["facts"], f"what {file} says of itself")
         table = describe(facts["report"], file.parent)
         held_out = facts.get("held_out")
         print_table(table, _note(held_out))
@@ -50,7 +57,7 @@ def _totals(settings: Settings) -> dict[str, Any]:
     row = json.loads(settings.row_file.read_text())
     files = {"dense_bytes": settings.dense_file, "bytes": settings.decomposed_file}
     parameters, factor = row["num_parameters"], row["compression_factor"]
-    dense = json.loads(read_metadata(settings.dense_file)["facts"])
+    dense = parse_json(read_metadata(settings.dense_file)["facts"], f"what {settings.dense_file} says of itself")
     return {
         "dense_parameters": round(parameters * factor),
         "parameters": parameters,

@@ -9,23 +9,25 @@ from collections.abc import Callable
 from dataclasses import MISSING, fields
 from functools import cache
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import InstantiationException
-from hydra.utils import instantiate
+from hydra.utils import get_class, instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from jointsvd.compression.budget import Budget, Means
 from jointsvd.experiment.choices import Choices, Model
 from jointsvd.experiment.settings import Settings
+from jointsvd.network.checked import check_arguments, check_fields
 from jointsvd.network.rules import plan_compression
 from jointsvd.network.surgery import apply_plan
 from jointsvd.results.shipped import shipped
 from jointsvd.training.data import ImageData
 from jointsvd.training.schedule import Schedule
 
+Options = TypeVar("Options")
 CONF = str(shipped("conf"))
 
 
@@ -36,16 +38,40 @@ def read_settings(cfg: DictConfig) -> Settings:
     data = read_data(cfg)
     names = {choice.name for choice in fields(Choices)} & set(cfg) - {"data", "model"}
     values = {name: plain(cfg[name]) for name in names}
-    recipe = plain(cfg.recipe)
+    if not isinstance(values["output_dir"], str):
+        raise ValueError(f"output_dir must be text, got {values['output_dir']!r}")
+    for name in ("method", "trainer", "budget", "logger"):
+        if not isinstance(values.setdefault(name, {}), dict):
+            raise ValueError(f"{name} must be a mapping {{name: value}}, got {values[name]!r}")
     return Settings(
         **{**values, "output_dir": Path(values["output_dir"])},
         model=model,
-        baseline=Schedule(**recipe["baseline"]),
-        finetune=Schedule(**recipe["finetune"]),
+        baseline=_schedule(cfg, "baseline"),
+        finetune=_schedule(cfg, "finetune"),
         data=data,
         data_name=HydraConfig.get().runtime.choices["data"],
         command=command(),
     )
+
+
+def options(cfg: DictConfig, kind: type[Options]) -> Options:
+    """The values of a configuration that are fields of `kind`, a dataclass. Raises ValueError for one that is not what
+    its annotation says."""
+    made = kind(**{item.name: plain(cfg[item.name]) for item in fields(kind)})  # type: ignore[arg-type]
+    check_fields(made)
+    return made
+
+
+def _schedule(cfg: DictConfig, phase: str) -> Schedule:
+    values = plain(cfg.recipe[phase])
+    if not isinstance(values, dict):
+        raise ValueError(f"recipe.{phase} must be a mapping {{name: value}}, got {values!r}")
+    if unknown := values.keys() - {option.name for option in fields(Schedule)}:
+        raise ValueError(f"recipe.{phase}.{min(map(str, unknown))} is unknown")
+    try:
+        return Schedule(**values)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"recipe.{phase}: {error}") from error
 
 
 def _model(cfg: DictConfig) -> Model:
@@ -85,8 +111,19 @@ def _read_data(text: str) -> ImageData:
     node = OmegaConf.create(text)
     if missing := OmegaConf.missing_keys(node):
         raise ValueError(f"set {' and '.join(f'data.{key}' for key in sorted(missing))}")
+    values = plain(node)
+    try:
+        kind = get_class(values.pop("_target_"))
+    except Exception as error:  # whatever an import may raise
+        raise ValueError(f"data._target_ names no class that can be imported: {error}") from error
+    if not issubclass(kind, ImageData):
+        raise ValueError(f"data._target_ must be an ImageData, got {kind.__name__}")
+    if kind.__module__.startswith("jointsvd."):
+        check_arguments(kind, values, "data.")
     data = cast(ImageData, instantiate(node))
     data.setup("fit")
+    if data.num_classes < 2:
+        raise ValueError(f"the data has {data.num_classes} class; there is nothing to tell apart")
     return data
 
 

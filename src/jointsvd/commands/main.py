@@ -1,9 +1,11 @@
 """jointsvd COMMAND ...: runs one of the modules beside this one."""
 
+import re
 import runpy
 import sys
 
 from jointsvd.network.extras import extra
+from jointsvd.results.shipped import shipped
 
 COMMANDS = {
     "train": "one run, or with -m a sweep: a network decomposed and fine-tuned, a result row",
@@ -27,6 +29,8 @@ def main() -> None:
 
 def run(name: str) -> None:
     """The module of a command as if by python -m, so that DDP and launchers can start it again by its name."""
+    for argument in sys.argv[1:]:
+        _check_choice(*argument.lstrip("+").partition("=")[::2])
     try:
         with extra("experiments"):
             runpy.run_module(f"jointsvd.commands.{name}", run_name="__main__", alter_sys=True)
@@ -34,6 +38,15 @@ def run(name: str) -> None:
         if "in the extra" not in str(error):
             raise
         raise SystemExit(f"jointsvd {name} cannot run: {error}") from error
+
+
+def _check_choice(group: str, value: str) -> None:
+    """Hydra has a traceback for who chooses a number, true, null or a list from a group of configurations."""
+    folder = shipped("conf") / group
+    wrong = re.fullmatch(r"(?i)null|true|false|nan|[-+]?inf|\[.*|[-+]?[\d._]+(e[-+]?\d+)?", value)
+    if wrong and group.isidentifier() and folder.is_dir():
+        names = sorted(path.stem for path in folder.glob("[!_]*.yaml"))
+        raise SystemExit(f"{group}={value}: choose one of {', '.join(names)}")
 
 
 if __name__ == "__main__":

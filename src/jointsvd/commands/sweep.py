@@ -8,11 +8,15 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
 
 from jointsvd.commands.config import plain, read_settings
+from jointsvd.commands.sentence import MISTAKES, in_one_sentence, sentence
 from jointsvd.experiment.hours import announce_hours
 from jointsvd.experiment.settings import Settings
+from jointsvd.network.atomic import check_writable
 from jointsvd.results.report import report
+from jointsvd.training.trainer import check_trainer
 
 
 class SweepCallback(Callback):
@@ -28,21 +32,27 @@ class SweepCallback(Callback):
             )
         try:
             jobs = check_jobs(config)
-        except (ValueError, FileNotFoundError) as error:
-            raise SystemExit(f"nothing was run: {error}") from error
-        self.folders = list(dict.fromkeys(job.folder for job in jobs))
-        if all(job.row_file.exists() for job in jobs):
+            for folder, job in {job.folder: job for job in jobs}.items():
+                check_writable(folder / job.row_file.name)
+            for trainer in [] if remote else {repr(job.trainer): job.trainer for job in jobs}.values():
+                check_trainer(trainer)
+        except MISTAKES as error:
+            raise SystemExit(f"nothing was run: {sentence(error)}") from error
+        self.row_files = [job.row_file for job in jobs]
+        if all(file.exists() for file in self.row_files):
             self.on_multirun_end(config)
             raise SystemExit(0)  # Hydra would start every job to find it finished
         if not remote:  # else it would be another machine's hours
             announce_hours(jobs)
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
-        try:
-            for folder in self.folders:
+        missing = [file.parent for file in self.row_files if not file.exists()]
+        with in_one_sentence():
+            for folder in dict.fromkeys(file.parents[1] for file in self.row_files if file.exists()):
                 report(folder, plain(config.logger))
-        except ValueError as error:
-            raise SystemExit(str(error)) from error
+        if missing:
+            others = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+            raise SystemExit(f"no row of {missing[0]}{others}: why is said above; the same command runs them again")
 
 
 def split_jobs(config: DictConfig) -> list[list[str]]:
@@ -67,6 +77,6 @@ def check_jobs(config: DictConfig) -> list[Settings]:
         HydraConfig.instance().set_config(cfg)
         try:
             settings.append(read_settings(cfg))
-        except ValueError as error:
-            raise ValueError(f"{' '.join(overrides)}: {error}") from error
+        except (ValueError, OmegaConfBaseException) as error:
+            raise ValueError(f"{' '.join(overrides)}: {sentence(error)}") from error
     return settings

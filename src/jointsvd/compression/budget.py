@@ -6,6 +6,7 @@ from numbers import Real
 
 from torch import nn
 
+from jointsvd.network.checked import Count, check_fields
 from jointsvd.network.cost import num_parameters
 
 
@@ -76,11 +77,8 @@ class Means:
 
     share: bool = True
     refit: bool = True
-    rank_multiple: int = 1
-    tune: int | None = None
+    rank_multiple: Count = 1
+    tune: Count | None = None
 
     def __post_init__(self) -> None:
-        numbers = {"rank_multiple": self.rank_multiple} | ({} if self.tune is None else {"tune": self.tune})
-        for name, number in numbers.items():
-            if not isinstance(number, int) or isinstance(number, bool) or number < 1:
-                raise ValueError(f"{name} must be a whole number, 1 or more, got {number!r}")
+        check_fields(self)

@@ -1,8 +1,6 @@
 """What is asked of a run before anything long starts. All of it raises ValueError, saying what to change."""
 
 import json
-import os
-import re
 from dataclasses import fields
 from functools import cache
 
@@ -10,31 +8,45 @@ import torch
 from torch import nn
 
 from jointsvd.compression.allocation import check_budget
-from jointsvd.compression.budget import Budget
+from jointsvd.compression.budget import Budget, Means
 from jointsvd.experiment.choices import Choices
+from jointsvd.network.checked import check_arguments, check_fields
+from jointsvd.network.methods import METHODS, WITH_RANK_RATE
 from jointsvd.network.plan import Plan
 from jointsvd.network.rules import plan_compression
+from jointsvd.network.surgery import apply_plan
+from jointsvd.results.tracking import check_logger
 from jointsvd.training.checkpoints import check_finite, load_weights
-from jointsvd.training.devices import num_processes
-from jointsvd.training.models import build_model, check_architecture
+from jointsvd.training.devices import check_options, num_processes
+from jointsvd.training.models import build_model, check_architecture, check_classifies, empty_model
 
 
 def check_run(choices: Choices) -> None:
     """Raises ValueError for values that cannot work."""
-    for key in ("name", "dense_name"):
-        if not re.fullmatch(r"[\w.,=+-]+", getattr(choices, key)) or ".." in getattr(choices, key):
-            raise ValueError(f"{key} names a folder in output_dir; letters, digits and . _ - are allowed, no slashes: "
-                             f"{getattr(choices, key)!r}")  # fmt: skip
+    check_fields(choices)
+    check_options(choices.trainer)
+    _check_method(choices)
     _check_schedules(choices)
     _check_model(choices)
-    if choices.logger and os.environ.get("WANDB_MODE") == "disabled":
-        raise ValueError("WANDB_MODE=disabled: leave the logger out (logger=none), or unset it")
-    if choices.method.get("iterations", 1) < 1:
-        raise ValueError(f"method.iterations must be 1 or more, got {choices.method['iterations']}")
+    check_logger(choices.logger)
     if not 0 <= choices.calibration_images <= choices.data.num_train:
         raise ValueError(f"calibration_images={choices.calibration_images} of {choices.data.num_train} training images")
     if choices.from_scratch and choices.calibration_images and choices.method["name"] != "budget":
         raise ValueError("from_scratch=true decomposes nothing: leave calibration_images at 0")
+
+
+def _check_method(choices: Choices) -> None:
+    """Types and ranges of the method's options, each as the function says it that takes it."""
+    options = dict(choices.method)
+    name = options.pop("name", None)
+    if not isinstance(name, str) or name not in METHODS:
+        raise ValueError(f"method.name must be one of {', '.join(METHODS)}, got {name!r}")
+    if name in WITH_RANK_RATE:
+        check_arguments(apply_plan, {key: options.pop(key) for key in ("iterations",) if key in options}, "method.")
+        check_arguments(plan_compression, options, "method.")
+    known = {option.name for option in (*fields(Budget), *fields(Means))}
+    if unknown := set(choices.budget) - known:
+        raise ValueError(f"budget.{min(unknown)} is unknown; there are {', '.join(sorted(known))}")
 
 
 def planned(choices: Choices) -> Plan | None:
@@ -70,6 +82,9 @@ def _check_schedules(choices: Choices) -> None:
 def _check_model(choices: Choices) -> None:
     check_architecture(**choices.architecture, pretrained=choices.pretrained)
     _dense_without_weights(choices)
+    for schedule in (choices.baseline, choices.finetune):
+        for _, pixels in schedule.image_sizes:
+            _on_meta(json.dumps(choices.architecture), (choices.data.in_channels, pixels, pixels))
     if choices.model.checkpoint:
         _check_checkpoint(choices.model.checkpoint, json.dumps(choices.architecture))
 
@@ -78,6 +93,7 @@ def _check_budget(choices: Choices, dense: nn.Module) -> None:
     """dense: on the meta device."""
     try:
         budget = Budget(**{option.name: choices.budget.get(option.name) for option in fields(Budget)})
+        Means(**{option.name: choices.budget[option.name] for option in fields(Means)})
     except ValueError as error:
         raise ValueError(f"budget: {error}") from error
     if choices.from_scratch or not choices.calibration_images:
@@ -95,21 +111,9 @@ def _on_meta(architecture: str, input_size: tuple[int, int, int]) -> nn.Module:
     """The dense network on the meta device, once for all jobs of a sweep. Raises ValueError if it cannot take the
     images, or does not classify them."""
     arguments = json.loads(architecture)
-    try:
-        with torch.device("meta"):
-            network = build_model(**arguments)
-    except RuntimeError:  # its constructor looks at values
-        network = build_model(**arguments).to("meta")
-    name, num_classes = arguments["name"], arguments["num_classes"]
-    try:
-        output = network.eval()(torch.empty(1, *input_size, device="meta"))
-    except RuntimeError as error:
-        size = "x".join(map(str, input_size))
-        raise ValueError(f"{name} cannot take images of {size}; set data.image_size ({error})") from error
-    if not isinstance(output, torch.Tensor) or output.shape != (1, num_classes):
-        found = tuple(output.shape) if isinstance(output, torch.Tensor) else type(output).__name__
-        raise ValueError(f"{name} gives {found} for one image; the data needs logits of {num_classes} classes")
-    return network.train()
+    network = empty_model(**arguments)
+    check_classifies(network, input_size, arguments["num_classes"], arguments["name"])
+    return network
 
 
 @cache

@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from jointsvd.network.checked import FolderName, Seed, Whole, check_fields
 from jointsvd.training.data import ImageData
 from jointsvd.training.models import WITH_CIFAR_STEM
 from jointsvd.training.schedule import Schedule
@@ -14,7 +15,8 @@ from jointsvd.training.schedule import Schedule
 class Model:
     """Which dense network: `name` of `source`, or what the function at the path `name` makes of `arguments` (source
     "python"). stem: "auto" is "cifar" up to 64 pixels where there is such a stem. pretrained: True, False, "auto" (if
-    there are 1000 classes) or the name of weights. checkpoint: a state dict of the trained network."""
+    there are 1000 classes) or the name of weights. checkpoint: a state dict of the trained network. Raises
+    ValueError for values of wrong types."""
 
     name: str
     source: str = "timm"
@@ -22,6 +24,9 @@ class Model:
     pretrained: bool | str = False
     checkpoint: str | None = None
     arguments: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        check_fields(self, "model.")
 
     def architecture(self, data: ImageData) -> dict[str, Any]:
         """Arguments of `build_model` for images of `data`."""
@@ -54,8 +59,8 @@ class Choices:
     nothing. command: what makes this run again. The other fields are those of conf/common.yaml.
     """
 
-    name: str
-    dense_name: str
+    name: FolderName
+    dense_name: FolderName
     model: Model
     data: ImageData
     data_name: str
@@ -66,9 +71,9 @@ class Choices:
     budget: Mapping[str, Any] = field(default_factory=dict)
     logger: Mapping[str, Any] = field(default_factory=dict)
     output_dir: Path = Path("outputs")
-    seed: int = 0
-    baseline_seed: int = 0
-    calibration_images: int = 0
+    seed: Seed = 0
+    baseline_seed: Seed = 0
+    calibration_images: Whole = 0
     from_scratch: bool = False
     command: str = ""
 

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from jointsvd.network.checked import check_arguments
 from jointsvd.network.cost import compression_factor, num_flops
 from jointsvd.network.rules import plan_compression
 from jointsvd.network.surgery import build_structure
@@ -63,6 +64,7 @@ def contestants(
         for rank_rate in rank_rates:
             for method in methods:
                 options = {**method, "rank_rate": rank_rate}
+                check_arguments(plan_compression, options, "methods: ")
                 network = build_structure(dense, plan_compression(dense, **options)).eval()
                 yield Contestant(name, options, dense, network)
 

@@ -18,6 +18,7 @@ from jointsvd.compression.calibration import recalibrate_batchnorm
 from jointsvd.compression.compressed import compress
 from jointsvd.experiment.settings import NETWORK_FILE, Settings
 from jointsvd.network.files import load_compressed, read_metadata, save_compressed
+from jointsvd.network.parsing import parse_json
 from jointsvd.network.plan import Plan
 from jointsvd.network.surgery import apply_plan, build_structure
 from jointsvd.results.tracking import make_logger
@@ -181,7 +182,16 @@ def _made_once(settings: Settings, file: Path, make: Callable[[], Made]) -> Stag
             if torch.distributed.is_initialized():
                 torch.distributed.barrier()  # the other ranks read the file next
     network = load_compressed(file, build_model(**settings.architecture))
-    return network, json.loads(read_metadata(file)["facts"])
+    return network, _facts(file)
+
+
+def _facts(file: Path) -> dict[str, Any]:
+    """Raises ValueError for a file without them, which another run did not write."""
+    header = read_metadata(file)
+    facts = parse_json(header.get("facts", ""), f"what {file} says of itself")
+    if not isinstance(facts, dict) or "accuracy" not in facts:
+        raise ValueError(f"{file} says no accuracy of itself: a run did not write it; move it away")
+    return facts
 
 
 def _header(settings: Settings, plan: Plan) -> dict[str, str]:

@@ -16,10 +16,11 @@ from jointsvd.network.atomic import write_atomic
 from jointsvd.network.plan import Plan
 from jointsvd.network.random_state import random_state_kept
 from jointsvd.network.surgery import build_structure, check_structure
-from jointsvd.network.tensors import fill, unique_tensors
+from jointsvd.network.tensors import check_numbers, check_shapes, fill, unique_tensors, without_values
 
 FORMAT = "jointsvd"
 VERSION = "1"
+HEADER_SHA256 = "header_sha256"
 
 
 def save_compressed(
@@ -40,6 +41,7 @@ def save_compressed(
         "plan": plan_json,
         "sha256": _digest(tensors, plan_json),
     }
+    header[HEADER_SHA256] = _header_digest(header)
     write_atomic(path, save(tensors, header))
 
 
@@ -47,8 +49,9 @@ def load_compressed(path: str | Path, dense_model: nn.Module) -> nn.Module:
     """The network saved at `path`, in the structure of `dense_model` (any network of that architecture; not changed).
 
     Weights take the dtypes of the file and the device of `dense_model`, or the CPU if that is the meta device. Raises
-    ValueError for a file that is missing, truncated, edited, of another format, or of another architecture, and for a
-    network on the meta device with tensors that are not saved with its weights (buffers that are not persistent).
+    ValueError for a file that is missing, truncated, edited, of another format, of another architecture, or of numbers
+    that are not finite or no floats where the network has floats, and for a network on the meta device with tensors
+    that are not saved with its weights (buffers that are not persistent).
     """
     return load_with_header(path, dense_model)[0]
 
@@ -56,84 +59,95 @@ def load_compressed(path: str | Path, dense_model: nn.Module) -> nn.Module:
 @random_state_kept()
 def load_with_header(path: str | Path, dense_model: nn.Module) -> tuple[nn.Module, dict[str, str]]:
     """What `load_compressed` and `read_metadata` return, of a file that is read once. Raises as `load_compressed`."""
-    tensors, header = _read(path)
-    try:
-        model = build_structure(dense_model, Plan.from_json(header["plan"]))
-    except ValueError as error:
-        raise ValueError(f"{path} does not fit this network: {error}") from error
-    _check_architecture(path, unique_tensors(model), tensors)
+    with _opened(path) as file:
+        header, plan = _checked_header(path, file.metadata())
+        _check_architecture(path, dense_model, plan, file)  # before the weights take memory
+        tensors = _tensors(path, header, file)
+    model = build_structure(dense_model, plan)
+    check_numbers(str(path), unique_tensors(model), tensors)
     fill(model, tensors)
     return model, header
+
+
+def check_file(path: str | Path, dense_model: nn.Module) -> None:
+    """Raises ValueError as `load_compressed` does, as far as the file's header tells: quick, and without memory for
+    weights. dense_model: on the meta device, say."""
+    with _opened(path) as file:
+        _check_architecture(path, dense_model, _checked_header(path, file.metadata())[1], file)
+
+
+def read_tensors(path: str | Path) -> dict[str, Tensor]:
+    """The weights in a file by `save_compressed`, a shared factor once. Raises ValueError for a file that is missing,
+    truncated, of another format, or that was changed."""
+    with _opened(path) as file:
+        return _tensors(path, _checked_header(path, file.metadata())[0], file)
 
 
 def read_metadata(path: str | Path) -> dict[str, str]:
     """The header of a file by `save_compressed`: format, version, plan, sha256 and what else was saved with it.
 
-    Quick, because the weights are not read: that they, and the plan, are those of the sha256 is what `load_compressed`
-    checks. Raises ValueError for a file that is missing, truncated, of another format, or without a readable plan.
+    sha256 is of the weights and the plan, header_sha256 of all else in the header (files by version 0.1 have none).
+    Quick, because the weights are not read: that they are those of the sha256 is what `load_compressed` checks. Raises
+    ValueError for a file that is missing, truncated, of another format, or whose header was changed.
     """
     with _opened(path) as file:
-        header = _checked_header(path, file.metadata())
-    try:
-        Plan.from_json(header["plan"])
-    except ValueError as error:
-        raise ValueError(f"{path} was changed after it was written: {error}") from error
-    return header
+        return _checked_header(path, file.metadata())[0]
 
 
 def is_compressed_file(path: str | Path) -> bool:
     """Whether `path` looks written by `save_compressed`, damaged or not."""
-    if not Path(path).is_file():
+    try:
+        with open(path, "rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            start = file.read(min(length, 2**24))
+    except (OSError, ValueError):  # nothing there, a folder, a name that no file can have
         return False
-    with open(path, "rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        start = file.read(min(length, 2**24))
     return b'"__metadata__"' in start and f'"format":"{FORMAT}"'.encode() in start
 
 
 @contextmanager
 def _opened(path: str | Path) -> Iterator[Any]:
-    if not Path(path).is_file():
-        raise ValueError(f"no file at {path}")
     try:
+        if not Path(path).is_file():
+            raise ValueError(f"no file at {path}")
         with safe_open(path, framework="pt") as file:
             yield file
     except SafetensorError as error:
         raise ValueError(f"{path} is truncated or no safetensors file: {error}") from error
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read: {error}") from error
 
 
-def _checked_header(path: str | Path, header: dict[str, str] | None) -> dict[str, str]:
+def _checked_header(path: str | Path, header: dict[str, str] | None) -> tuple[dict[str, str], Plan]:
     header = header or {}
     if header.get("format") != FORMAT or not {"version", "plan", "sha256"} <= header.keys():
         raise ValueError(f"{path} was not written by jointsvd.save_compressed (a plain safetensors file?)")
     if header["version"] != VERSION:
         raise ValueError(f"{path} has format version {header['version']}; this release reads version {VERSION}")
-    return header
+    try:
+        plan = Plan.from_json(header["plan"])
+    except ValueError as error:
+        raise ValueError(f"{path} was changed after it was written: {error}") from error
+    if HEADER_SHA256 in header and header[HEADER_SHA256] != _header_digest(header):
+        raise ValueError(f"{path} was changed after it was written: its header is not that of its {HEADER_SHA256}")
+    return header, plan
 
 
-def _read(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    with _opened(path) as file:
-        header = _checked_header(path, file.metadata())
-        tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (no dict)
+def _tensors(path: str | Path, header: Mapping[str, str], file: Any) -> dict[str, Tensor]:
+    tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (no dict)
     if _digest(tensors, header["plan"]) != header["sha256"]:
         raise ValueError(f"{path} was changed after it was written: its sha256 does not match its contents")
-    return tensors, header
+    return tensors
 
 
-def _check_architecture(path: str | Path, expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> None:
-    """Raises ValueError unless the file's tensors have the names and shapes that the network expects."""
-    missing, extra = expected.keys() - found.keys(), found.keys() - expected.keys()
-    if missing or extra:
-        raise ValueError(
-            f"{path} was saved from another architecture: it lacks {sorted(missing)[:3]} and has unknown "
-            f"{sorted(extra)[:3]} ({len(missing)} and {len(extra)} in all)"
-        )
-    for key, tensor in expected.items():
-        if tensor.shape != found[key].shape:
-            raise ValueError(
-                f"{path} was saved from another architecture: {key} has shape {tuple(found[key].shape)}, "
-                f"this network needs {tuple(tensor.shape)}"
-            )
+def _check_architecture(path: str | Path, dense_model: nn.Module, plan: Plan, file: Any) -> None:
+    """Raises ValueError unless the file's header has the names and shapes of the planned network."""
+    try:
+        empty = build_structure(without_values(dense_model), plan)
+    except ValueError as error:
+        raise ValueError(f"{path} does not fit this network: {error}") from error
+    shapes = {key: file.get_slice(key).get_shape() for key in file.keys()}  # noqa: SIM118 (no dict)
+    check_shapes(str(path), unique_tensors(empty), shapes)
 
 
 def _digest(tensors: Mapping[str, Tensor], plan_json: str) -> str:
@@ -144,3 +158,9 @@ def _digest(tensors: Mapping[str, Tensor], plan_json: str) -> str:
         digest.update(json.dumps([key, str(tensor.dtype), list(tensor.shape)]).encode())
         digest.update(tensor.reshape(-1).view(torch.uint8).numpy(force=True).tobytes() if tensor.numel() else b"")
     return digest.hexdigest()
+
+
+def _header_digest(header: Mapping[str, str]) -> str:
+    """sha256 of all entries but its own."""
+    entries = {key: value for key, value in header.items() if key != HEADER_SHA256}
+    return hashlib.sha256(json.dumps(entries, sort_keys=True).encode()).hexdigest()

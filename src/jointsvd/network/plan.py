@@ -1,10 +1,13 @@
 """Which layers are decomposed together and at which ranks: groups, and `Plan`, whose JSON travels with the weights."""
 
 import json
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from numbers import Integral
 from typing import Any, ClassVar
+
+from jointsvd.network.parsing import parse_json
 
 
 @dataclass(frozen=True)
@@ -69,6 +72,8 @@ def _is_whole(rank: object) -> bool:
 
 
 def _check_members(group: AnyGroup) -> None:
+    if isinstance(group.members, str) or not isinstance(group.members, Iterable):
+        raise ValueError(f"a group needs a list of members, as module names; got {group.members!r:.200}")
     object.__setattr__(group, "members", tuple(group.members))
     if not group.members or not all(isinstance(name, str) and name for name in group.members):
         raise ValueError(f"a group needs members, as module names; got {group.members!r}")
@@ -90,8 +95,10 @@ class Plan:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "groups", tuple(self.groups))
-        names = [name for group in self.groups for name in group.members]
-        if twice := sorted({name for name in names if names.count(name) > 1}):
+        if not isinstance(self.settings, Mapping):
+            raise ValueError(f"a plan's settings are a mapping {{name: value}}, got {self.settings!r:.200}")
+        names = Counter(name for group in self.groups for name in group.members)
+        if twice := sorted(name for name, times in names.items() if times > 1):
             raise ValueError(f"layers in more than one group: {twice}")
 
     def to_json(self) -> str:
@@ -104,12 +111,14 @@ class Plan:
     def from_json(cls, text: str) -> "Plan":
         """Raises ValueError for anything that is not a plan of this version."""
         try:
-            data = json.loads(text)
-            if data["kind"] != cls.KIND or data["version"] != cls.VERSION:
+            data = parse_json(text, "it")
+            if data["kind"] != cls.KIND or data["version"] != cls.VERSION or isinstance(data["version"], bool):
                 raise ValueError(f"kind {data['kind']!r}, version {data['version']!r}")
+            if not isinstance(data["groups"], list):
+                raise ValueError(f"groups are a list, got {data['groups']!r:.200}")
             return cls(tuple(_group_from_dict(group) for group in data["groups"]), data["settings"])
         except (KeyError, TypeError, AttributeError, ValueError) as error:
-            raise ValueError(f"not a {cls.KIND} of version {cls.VERSION}: {error}") from error
+            raise ValueError(f"not a {cls.KIND} of version {cls.VERSION}: {str(error)[:500]}") from error
 
 
 def _group_from_dict(data: Mapping[str, Any]) -> AnyGroup:

@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from torch import nn
 
+from jointsvd.network.checked import AboveZero, Share, check_arguments
 from jointsvd.network.groups import find_groups
 from jointsvd.network.layers import unfolded_shape
 from jointsvd.network.methods import WITH_RANK_RATE, Key
@@ -19,9 +20,9 @@ def plan_compression(
     model: nn.Module,
     method: Key,
     *,
-    rank_rate: float,
-    left_share: float = 0.5,
-    own_per_shared: float = 1.0,
+    rank_rate: AboveZero,
+    left_share: Share = 0.5,
+    own_per_shared: AboveZero = 1.0,
     hid: Literal["decompose", "dense"] = "decompose",
     layers: Sequence[str] | None = None,
 ) -> Plan:
@@ -36,7 +37,10 @@ def plan_compression(
     Raises ValueError for unknown methods and values out of range, for a group whose ranks are all 0, for one whose
     factors would hold no fewer parameters than its dense members, and for 1x1 convs under a Tucker method.
     """
-    _check_values(method, rank_rate, left_share, own_per_shared, hid)
+    if method not in WITH_RANK_RATE:
+        raise ValueError(f"unknown method {method!r}; one of {', '.join(WITH_RANK_RATE)}")
+    given = {"rank_rate": rank_rate, "left_share": left_share, "own_per_shared": own_per_shared}
+    check_arguments(plan_compression, {**given, "hid": hid, "layers": layers})
     treatment: Literal["alone", "joint", "dense"] = "joint" if method == "rjsvd1" else "alone"
     found = find_groups(model, hid="dense" if hid == "dense" else treatment, layers=layers)
     if method in ("svd", "tucker2"):
@@ -54,19 +58,6 @@ def plan_compression(
     rates = {members: _Rates.of(convs, share) for members, convs in groups.items()}
     _check_rates(rates, rank_rate)
     return Plan(tuple(Group(members, *rate.ranks(rank_rate)) for members, rate in rates.items()), settings)
-
-
-def _check_values(method: str, rank_rate: float, left_share: float, own_per_shared: float, hid: str) -> None:
-    if method not in WITH_RANK_RATE:
-        raise ValueError(f"unknown method {method!r}; one of {', '.join(WITH_RANK_RATE)}")
-    if not 0 < rank_rate < float("inf"):
-        raise ValueError(f"rank_rate must be a positive number, got {rank_rate}")
-    if not 0 <= left_share <= 1:
-        raise ValueError(f"left_share must be between 0 and 1, got {left_share}")
-    if not 0 < own_per_shared < float("inf"):
-        raise ValueError(f"own_per_shared must be a positive number, got {own_per_shared}")
-    if hid not in ("decompose", "dense"):
-        raise ValueError(f"hid must be 'decompose' or 'dense', got {hid!r}")
 
 
 def _tucker_groups(

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from jointsvd.decomposition.svd import NUM_ITERATIONS, bijsvd, ljsvd, rjsvd
 from jointsvd.decomposition.tucker import TuckerFactors, coupled_tucker2, tucker2
 from jointsvd.decomposition.weighted import weighted_bijsvd
+from jointsvd.network.checked import Count, check_arguments
 from jointsvd.network.layers import (
     CoupledTuckerConv2d,
     FactorLayer,
@@ -24,6 +25,7 @@ from jointsvd.network.layers import (
 from jointsvd.network.plan import AnyGroup, Group, Plan, TuckerGroup
 from jointsvd.network.progress import bar
 from jointsvd.network.random_state import random_state_kept
+from jointsvd.network.ranks import check_ranks
 
 
 def build_structure(model: nn.Module, plan: Plan) -> nn.Module:
@@ -32,13 +34,14 @@ def build_structure(model: nn.Module, plan: Plan) -> nn.Module:
 
     Everything the plan does not name keeps its weights. This is the network to load weights into, or to train from
     scratch. Raises ValueError for a wrapped model, and for members that are missing, no ungrouped convs, or do not fit
-    together.
+    together, and for ranks above full rank.
     """
     if hasattr(model, "module") and isinstance(model.module, nn.Module):
         raise ValueError(f"compress the network inside {type(model).__name__} (its .module), before it is wrapped")
     structure = deepcopy(model)
     for group in plan.groups:
         members = _members(structure, group)
+        check_ranks(members, group)
         factors = [factor_layer(layer, group) for layer in members]
         _share(factors, group)
         for old, new in zip(members, factors, strict=True):
@@ -55,7 +58,7 @@ class Metrics(Protocol):
 
 @random_state_kept()
 def apply_plan(
-    model: nn.Module, plan: Plan, *, iterations: int = NUM_ITERATIONS, statistics: Metrics | None = None
+    model: nn.Module, plan: Plan, *, iterations: Count = NUM_ITERATIONS, statistics: Metrics | None = None
 ) -> nn.Module:
     """A copy of `model` in which each group is replaced by its joint decomposition; `model` stays as it was.
 
@@ -63,6 +66,7 @@ def apply_plan(
     output is then made small, not that of its weights. Raises ValueError as `build_structure` does, for
     ranks too large for their layers, and for weights that hold NaN or infinite values.
     """
+    check_arguments(apply_plan, {"iterations": iterations})
     compressed = build_structure(model, plan)
     for group in bar(plan.groups, "Decomposing"):
         try:

@@ -1,8 +1,15 @@
 """The tensors of a network, each once: a shared factor stands in it under several names."""
 
-from collections.abc import Mapping
+import logging
+from collections.abc import Mapping, Sequence
+from copy import deepcopy
+from typing import Any
 
+import torch
 from torch import Tensor, nn
+
+FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+_log = logging.getLogger(__name__)
 
 
 def unique_tensors(model: nn.Module) -> dict[str, Tensor]:
@@ -37,3 +44,58 @@ def fill(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
                     f"{where} is not saved with the weights, and has no value in a network on the meta device: build "
                     "the dense network on the CPU"
                 )
+
+
+def without_values(model: nn.Module) -> nn.Module:
+    """A copy of `model` on the meta device, for which no memory is taken."""
+    memo: dict[int, Any] = {}
+    for tensor in (*model.parameters(), *model.buffers()):
+        empty = tensor.detach().to("meta")
+        if isinstance(tensor, nn.Parameter):
+            empty = nn.Parameter(empty, requires_grad=tensor.requires_grad)
+        memo[id(tensor)] = empty
+    return deepcopy(model, memo)
+
+
+def check_shapes(name: str, expected: Mapping[str, Tensor], found: Mapping[str, Sequence[int]]) -> None:
+    """Raises ValueError, with the file's `name`, unless `found` are names and shapes of the `expected` tensors."""
+    missing, extra = expected.keys() - found.keys(), found.keys() - expected.keys()
+    if missing or extra:
+        raise ValueError(
+            f"{name} was saved from another architecture: it lacks {sorted(missing)[:3]} and has unknown "
+            f"{sorted(extra)[:3]} ({len(missing)} and {len(extra)} in all)"
+        )
+    for key, tensor in expected.items():
+        if tuple(tensor.shape) != tuple(found[key]):
+            raise ValueError(
+                f"{name} was saved from another architecture: {key} has shape {tuple(found[key])}, "
+                f"this network needs {tuple(tensor.shape)}"
+            )
+
+
+def check_numbers(
+    name: str, expected: Mapping[str, Tensor], found: Mapping[str, Tensor], *, finite: bool = True
+) -> None:
+    """Raises ValueError, with the file's `name`, for numbers in `found` that the network cannot compute with: of
+    another kind than the `expected` ones or, if `finite`, NaN or infinite (buffers may be minus infinity, in masks).
+    Another precision is allowed, and said in a warning."""
+    others = set()
+    for key, tensor in found.items():
+        wanted, dtype = expected[key], tensor.dtype
+        if dtype != wanted.dtype and not (dtype in FLOATS and wanted.dtype in FLOATS):
+            raise ValueError(f"{name} holds {dtype} in {key}, where the network has {wanted.dtype}; convert it first")
+        if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_meta:
+            raise ValueError(f"{name} holds no dense tensor in {key}; convert it first")
+        if finite and not _is_finite(tensor, mask=not isinstance(wanted, nn.Parameter)):
+            raise ValueError(
+                f"{name} holds NaN or infinite values in {key}: its training diverged, or it is damaged; take another "
+                "file"
+            )
+        others |= {dtype} - {wanted.dtype}
+    if others:
+        _log.warning("%s holds weights in %s, not in the network's precision", name, " and ".join(map(str, others)))
+
+
+def _is_finite(tensor: Tensor, *, mask: bool) -> bool:
+    finite = tensor.isfinite()
+    return bool((finite | tensor.isneginf() if mask and tensor.is_floating_point() else finite).all())

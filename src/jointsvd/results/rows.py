@@ -19,6 +19,7 @@ from filelock import FileLock
 
 from jointsvd.network.atomic import write_atomic
 from jointsvd.network.methods import METHODS
+from jointsvd.network.parsing import parse_json
 from jointsvd.network.timing import processor_name
 
 ROW_FILE = "row.json"
@@ -97,8 +98,8 @@ def collect(folder: Path) -> pd.DataFrame:
     with FileLock(folder / ".results.lock"):
         rows = []
         for path in sorted(folder.glob(f"*/{ROW_FILE}")):
-            row = json.loads(path.read_text())
-            if not set(names) - later <= set(row) <= set(names):
+            row = parse_json(path.read_text(), str(path))
+            if not isinstance(row, dict) or not set(names) - later <= set(row) <= set(names):
                 raise ValueError(f"{path} has other columns than this release writes; move {path.parent} away")
             rows.append(row)
         if not rows:

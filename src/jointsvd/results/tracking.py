@@ -4,7 +4,8 @@
 """
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,28 @@ import pandas as pd
 import wandb
 from pytorch_lightning.loggers import WandbLogger
 
+from jointsvd.network.checked import check_fields
 from jointsvd.results.rows import digest
 
 _OF_ALL_RUNS = ("project", "entity", "group", "tags", "notes")
+
+
+@dataclass(frozen=True)
+class Where:
+    """Where runs go, and in which words."""
+
+    project: str | None = None
+    entity: str | None = None
+    group: str | None = None
+    tags: Sequence[str] | None = None
+    notes: str | None = None
+
+
+def check_logger(options: Mapping[str, Any]) -> None:
+    """Raises ValueError for options of wrong types."""
+    check_fields(Where(**{key: options[key] for key in _OF_ALL_RUNS if key in options}), "logger.")
+    if options and os.environ.get("WANDB_MODE") == "disabled":
+        raise ValueError("WANDB_MODE=disabled: leave the logger out (logger=none), or unset it")
 
 
 def is_offline() -> bool:

@@ -1,5 +1,6 @@
 """Training: `Classifier` is the LightningModule, `fit` and `evaluate` run it."""
 
+import logging
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -15,10 +16,12 @@ from torchmetrics import CatMetric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 
 from jointsvd.training.answers import pack
+from jointsvd.training.checkpoints import check_finite, read_checkpoint
 from jointsvd.training.data import ImageData
 from jointsvd.training.recovery import distillation_loss, factors_of, squared_products
 from jointsvd.training.schedule import Schedule
 
+_log = logging.getLogger(__name__)
 _NO_SCHEDULE = "a Classifier without a schedule only evaluates"
 
 
@@ -50,6 +53,7 @@ class Classifier(pl.LightningModule):
         self.accuracy: dict[str, Any] | None = None
         self.best_top1 = 0.0
         self.seconds = 0.0
+        self.finite = torch.ones((), dtype=torch.bool)
 
     def forward(self, images: Tensor) -> Tensor:
         return self.network(images.contiguous(memory_format=torch.channels_last))
@@ -63,12 +67,14 @@ class Classifier(pl.LightningModule):
 
     def on_train_epoch_start(self) -> None:
         self.accuracy = None
+        self.finite = torch.ones((), dtype=torch.bool, device=self.device)
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         images, labels = batch
         if self.schedule and (size := self.schedule.image_size(self.current_epoch)):
             images = F.interpolate(images, (size, size), mode="bilinear", antialias=True)
         loss = self._loss(images, labels)
+        self.finite &= loss.detach().isfinite()  # looked at after the epoch: a look waits for the device
         self.log("train/loss", loss, on_step=False, on_epoch=True, prog_bar=True)
         return loss
 
@@ -88,6 +94,7 @@ class Classifier(pl.LightningModule):
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         images, labels = batch
         logits = self(images).float()
+        self.finite = self.finite.to(logits.device) & logits.isfinite().all()
         self.metrics.update(logits, labels)
         self.correct.update(logits.argmax(1) == labels)
 
@@ -99,6 +106,16 @@ class Classifier(pl.LightningModule):
         self.correct.reset()
         self.accuracy = {name: float(value) for name, value in values.items()} | {"correct": pack(correct.bool())}
         self.best_top1 = max(self.best_top1, self.accuracy["top1"])
+
+    def on_train_epoch_end(self) -> None:
+        """Before the checkpoint is written. Raises ValueError, on all ranks, where numbers are not finite."""
+        name = f"the network after epoch {self.current_epoch + 1}"
+        if not self.trainer.strategy.reduce_boolean_decision(bool(self.finite)):
+            raise ValueError(
+                f"{name}: its loss or its outputs were NaN or infinite, the training diverged; take a lower learning "
+                "rate"
+            )
+        check_finite(self.network, name)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.seconds = time.perf_counter() - self.start
@@ -134,10 +151,11 @@ class Classifier(pl.LightningModule):
 def fit(trainer: pl.Trainer, classifier: Classifier, data: ImageData, folder: Path) -> None:
     """Train; every epoch leaves folder/last.ckpt, from which a killed run goes on.
 
-    With data in memory and no dropout in the network, it ends with the bits of an unbroken run.
+    With data in memory and no dropout in the network, it ends with the bits of an unbroken run. Raises ValueError if
+    loss or weights are not finite in an epoch, whose checkpoint is then not written.
     """
     last = folder / "last.ckpt"
-    checkpoint = torch.load(last, map_location="cpu", weights_only=True) if last.exists() else None
+    checkpoint = read_checkpoint(last) if last.exists() else None
     if checkpoint and checkpoint["epoch"] + 1 == trainer.max_epochs:  # Lightning would leave weights, not their average
         classifier.load_state_dict(checkpoint["state_dict"])
         classifier.on_load_checkpoint(checkpoint)
@@ -151,6 +169,8 @@ def evaluate(trainer: pl.Trainer, network: nn.Module, data: ImageData) -> dict[s
     classifier = Classifier(network, data.num_classes)
     trainer.validate(classifier, datamodule=data, verbose=False)
     assert classifier.accuracy is not None
+    if not classifier.finite:
+        _log.warning("the network's outputs are NaN or infinite for some test images, which count as wrong")
     return classifier.accuracy
 
 

@@ -6,6 +6,7 @@ tensor operations on the training device. Which images a rank sees, and how thos
 """
 
 import hashlib
+import os
 from abc import abstractmethod
 from collections.abc import Iterable, Sequence, Sized
 from functools import cached_property
@@ -19,6 +20,9 @@ from torch.utils.data import DataLoader, Dataset, Subset
 from torch.utils.data.distributed import DistributedSampler
 from torchvision.transforms import v2
 
+from jointsvd.network.checked import Pixels
+
+_MAX_BYTES = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2  # half of the machine's memory
 Split = tuple[Tensor, Tensor]  # uint8 images (N, C, H, W), int64 labels (N)
 
 
@@ -144,7 +148,7 @@ class InMemoryData(ImageData):
     pad: ClassVar[int]
     flip: ClassVar[bool]
 
-    def __init__(self, image_size: int):
+    def __init__(self, image_size: Pixels):
         super().__init__()
         self.image_size = image_size
 
@@ -156,6 +160,12 @@ class InMemoryData(ImageData):
         if hasattr(self, "train_set"):
             return
         (train_images, train_labels), (test_images, test_labels) = self.load()
+        num_bytes = (len(train_images) + len(test_images)) * self.in_channels * self.image_size**2
+        if num_bytes > _MAX_BYTES:
+            raise ValueError(
+                f"images of {self.image_size} pixels would take {num_bytes / 2**30:.0f} GB of memory, where this set "
+                "lives: take a smaller data.image_size"
+            )
         self.train_set = TensorImages(_resize(train_images, self.image_size), train_labels)
         self.test_set = TensorImages(_resize(test_images, self.image_size), test_labels)
 

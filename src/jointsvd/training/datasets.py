@@ -6,15 +6,18 @@ from pathlib import Path
 from typing import Any
 from urllib.error import URLError
 
+import numpy as np
 import torch
 import torchvision
 from filelock import FileLock
+from PIL import Image
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision.transforms import v2
 
+from jointsvd.network.checked import Pixels, Size, Whole
 from jointsvd.training.data import ImageData, InMemoryData, Split
 
 DEBIAN_FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
@@ -44,7 +47,7 @@ class FashionMNIST(InMemoryData):
     num_classes, in_channels = 10, 1
     mean, std, pad, flip = (0.2860,), (0.3530,), 2, True
 
-    def __init__(self, image_size: int, root: str | None, download_root: str):
+    def __init__(self, image_size: Pixels, root: str | None, download_root: str):
         super().__init__(image_size)
         self.root, self.download_root = root, Path(download_root)
 
@@ -75,7 +78,7 @@ class CIFAR(InMemoryData):
 
     mean, std, pad, flip = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010), 4, True
 
-    def __init__(self, image_size: int, num_classes: int, root: str):
+    def __init__(self, image_size: Pixels, num_classes: Size, root: str):
         super().__init__(image_size)
         if num_classes not in (10, 100):
             raise ValueError(f"CIFAR has 10 or 100 classes, not {num_classes}")
@@ -97,10 +100,40 @@ class CIFAR(InMemoryData):
         return read(True), read(False)
 
 
+class DamagedImage(ValueError):
+    """An image that cannot be read. In front of its sentence, loaders put the traceback of their own process."""
+
+    def __init__(self, text: str):
+        super().__init__(text.strip().rpartition("\n")[2].rpartition("DamagedImage: ")[2])
+
+
 class _ImageFolder(torchvision.datasets.ImageFolder):
+    def __init__(self, root: str, transform: Callable[..., Any]):
+        try:
+            super().__init__(root, transform, loader=read_image)
+        except FileNotFoundError as error:
+            raise ValueError(f"{root} needs a folder of images for each class: {error}") from error
+
     def fingerprint(self) -> Iterable[bytes]:
         """Names and classes of the images; reading all of ImageNet to hash it would take an hour."""
         yield from (f"{Path(path).name} {label}\n".encode() for path, label in self.samples)
+
+
+def read_image(path: str) -> Image.Image:
+    """An image file in RGB; 16 bits a pixel become 8. Raises DamagedImage, naming the file, for one that cannot be
+    read."""
+    try:
+        with Image.open(path) as image:
+            if image.mode.startswith("I"):
+                values = np.asarray(image)
+                if values.min() < 0 or values.max() >= 2**16:
+                    raise ValueError("more than 16 bits a pixel")
+                return Image.fromarray((values // 256).astype(np.uint8)).convert("RGB")
+            if image.mode == "F":
+                raise ValueError("its pixels are floats")
+            return image.convert("RGB")
+    except Exception as error:  # a damaged file raises many kinds
+        raise DamagedImage(f"{path} cannot be read as an image ({error}); mend it or take it away") from error
 
 
 class ImageFolderData(ImageData):
@@ -113,11 +146,11 @@ class ImageFolderData(ImageData):
     def __init__(
         self,
         root: str,
-        image_size: int,
-        num_classes: int | None,
+        image_size: Pixels,
+        num_classes: Size | None,
         train_folder: str,
         test_folder: str,
-        num_workers: int,
+        num_workers: Whole,
     ):
         super().__init__()
         self.root, self.image_size, self.num_workers = Path(root), image_size, num_workers

@@ -7,12 +7,44 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, fields
+from inspect import signature
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
+import pytorch_lightning as pl
 import torch
 from filelock import FileLock, Timeout
 from pytorch_lightning.utilities import rank_zero_only
+
+from jointsvd.network.checked import Count, Range, Whole, check_fields
+
+_OURS = {"logger", "callbacks", "max_epochs", "check_val_every_n_epoch", "enable_checkpointing", "plugins"}
+_OURS |= {"use_distributed_sampler", "enable_model_summary", "num_sanity_val_steps", "enable_progress_bar"}
+
+
+@dataclass(frozen=True)
+class Where:
+    """Options of pl.Trainer that say where to train. devices: how many, all (-1, "auto"), or which."""
+
+    accelerator: str = "auto"
+    devices: Count | Literal[-1, "-1", "auto"] | Sequence[Whole] = 1
+    num_nodes: Annotated[int, Range(1, 10_000)] = 1
+    precision: str | int = "auto"
+    strategy: str = "auto"
+
+
+def check_options(trainer: Mapping[str, Any]) -> None:
+    """Raises ValueError for options of pl.Trainer that are unknown, or of wrong types where they are used here. That
+    this machine has such devices is not asked: the one that trains may be another."""
+    if unknown := sorted(map(str, trainer.keys() - signature(pl.Trainer).parameters.keys())):
+        raise ValueError(f"trainer.{unknown[0]} is no option of pytorch_lightning.Trainer")
+    if ours := sorted(trainer.keys() & _OURS):
+        raise ValueError(f"trainer.{ours[0]} follows from other options here; leave it out")
+    where = Where(**{option.name: trainer[option.name] for option in fields(Where) if option.name in trainer})
+    check_fields(where, "trainer.")
+    if where.devices in ([], ()):
+        raise ValueError("trainer.devices names no device; name one, or give their number")
 
 
 def device_of(trainer: Mapping[str, Any]) -> torch.device:

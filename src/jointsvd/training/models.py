@@ -6,9 +6,12 @@ from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 import timm
+import torch
 import torchvision
 from timm.models.resnet import BasicBlock, ResNet
 from torch import nn
+
+from jointsvd.network.checked import Size, check_arguments
 
 Stem = Literal["cifar", "imagenet"]
 Source = Literal["timm", "torchvision", "python"]
@@ -20,8 +23,8 @@ WITH_CIFAR_STEM = ("resnet18", "resnet34", "resnet50", "vgg16_bn", "vgg19_bn", *
 def build_model(
     name: str,
     *,
-    num_classes: int,
-    in_channels: int = 3,
+    num_classes: Size,
+    in_channels: Size = 3,
     stem: Stem = "cifar",
     source: Source = "timm",
     pretrained: bool | str = False,
@@ -36,9 +39,11 @@ def build_model(
     CIFAR (widths 16, 32, 64), with 1x1 shortcuts. pretrained: True (the source's default; of torchvision its first
     weights, which the paper starts from), or the name of weights: a tag of timm (a1_in1k) or IMAGENET1K_V2. With
     other than 1000 classes the classifier is a new one.
-    Raises ValueError for unknown names, and for pretrained weights that would not fit or could not be had.
+    Raises ValueError for unknown names, values of wrong types, and for pretrained weights that would not fit or could
+    not be had.
     """
-    check_architecture(name, in_channels=in_channels, stem=stem, source=source, pretrained=pretrained)
+    sizes = {"num_classes": num_classes, "in_channels": in_channels}
+    check_architecture(name, **sizes, stem=stem, source=source, pretrained=pretrained, arguments=arguments)
     if source == "python":
         return _from_python(name, arguments or {})
     if name in _CIFAR_BLOCKS:
@@ -58,10 +63,38 @@ def build_model(
     return model
 
 
+def empty_model(**architecture: Any) -> nn.Module:
+    """`build_model` on the meta device, for which no memory is taken; where a constructor looks at values, it is built
+    and moved there. Raises ValueError as `build_model` does."""
+    try:
+        with torch.device("meta"):
+            return build_model(**architecture)
+    except (RuntimeError, NotImplementedError):
+        return build_model(**architecture).to("meta")
+
+
+def check_classifies(network: nn.Module, input_size: tuple[int, int, int], num_classes: int, name: str) -> None:
+    """Raises ValueError unless a network on the meta device takes images (channels, height, width), and gives logits of
+    that many classes. name: of the network, in messages."""
+    training = network.training
+    try:
+        output = network.eval()(torch.empty(1, *input_size, device="meta"))
+    except (RuntimeError, ValueError, AssertionError) as error:
+        size = "x".join(map(str, input_size))
+        raise ValueError(f"{name} cannot take images of {size}; set data.image_size ({str(error)[:300]})") from error
+    finally:
+        network.train(training)
+    if not isinstance(output, torch.Tensor) or output.shape != (1, num_classes):
+        found = tuple(output.shape) if isinstance(output, torch.Tensor) else type(output).__name__
+        raise ValueError(f"{name} gives {found} for one image; the data needs logits of {num_classes} classes")
+
+
 def check_architecture(
-    name: str, *, in_channels: int, stem: str, source: str, pretrained: bool | str = False, **_: Any
+    name: str, *, in_channels: int, stem: str, source: str, pretrained: bool | str = False, **more: Any
 ) -> None:
-    """Raises ValueError for arguments of `build_model` that do not go together."""
+    """Raises ValueError for arguments of `build_model` that are of wrong types, or do not go together."""
+    given = {"name": name, "in_channels": in_channels, "pretrained": pretrained}
+    check_arguments(build_model, given | more, "model: ")
     if source not in ("timm", "torchvision", "python") or stem not in ("cifar", "imagenet"):
         raise ValueError(
             f"stem is 'cifar' or 'imagenet', source 'timm' or 'torchvision' (or model._target_=package.function); got "

@@ -3,6 +3,9 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Annotated
+
+from jointsvd.network.checked import AboveZero, Count, NotNegative, Pixels, Range, Whole, check_fields
 
 
 @dataclass(frozen=True)
@@ -16,38 +19,37 @@ class Schedule:
     to epoch 10, and whole ones from there. num_images: train on that many images, the same ones always (all: null).
     test_every: epochs between two tests. distillation: [share of the loss, temperature] of learning the dense network's
     predictions. product_decay: weight_decay of the products U V instead of the factors. ema: decay a step of the moving
-    average of the weights that takes their place. Raises ValueError for values out of range.
+    average of the weights that takes their place. Raises ValueError for values of wrong types or out of range.
     """
 
-    epochs: int
-    batch_size: int
-    lr: float
-    momentum: float = 0.9
+    epochs: Annotated[int, Range(0, 10**5)]
+    batch_size: Count
+    lr: AboveZero
+    momentum: Annotated[float, Range(0, 1, open="most")] = 0.9
     nesterov: bool = False
-    weight_decay: float = 5e-4
+    weight_decay: NotNegative = 5e-4
     one_cycle: bool = False
-    milestones: Sequence[int] = ()
-    warmup_lrs: Sequence[float] = ()
-    init_std: float | None = None
-    image_sizes: Sequence[Sequence[int]] = ()
-    num_images: int | None = None
-    test_every: int = 1
-    distillation: Sequence[float] = ()
+    milestones: Sequence[Whole] = ()
+    warmup_lrs: Sequence[NotNegative] = ()
+    init_std: AboveZero | None = None
+    image_sizes: Sequence[tuple[Count, Pixels]] = ()
+    num_images: Count | None = None
+    test_every: Count = 1
+    distillation: Sequence[AboveZero] = ()
     product_decay: bool = False
-    ema: float = 0.0
+    ema: Annotated[float, Range(0, 1, open="most")] = 0.0
 
     def __post_init__(self) -> None:
-        if self.epochs < 0 or self.batch_size < 1 or self.lr <= 0 or self.momentum < 0 or self.weight_decay < 0:
-            raise ValueError(f"a recipe needs epochs >= 0, batch_size >= 1, lr > 0 and no negative values: {self}")
+        check_fields(self, "a recipe needs epochs >= 0, batch_size >= 1, lr > 0; ")
+        if self.nesterov and not self.momentum:
+            raise ValueError("a recipe with nesterov=true needs momentum above 0")
         if self.one_cycle and (self.milestones or self.warmup_lrs):
             raise ValueError("a recipe is one_cycle, or has milestones and warmup_lrs; not both")
-        if self.test_every < 1 or (self.num_images is not None and self.num_images < self.batch_size):
-            raise ValueError(f"a recipe needs test_every >= 1 and num_images of one batch or more: {self}")
+        if self.num_images is not None and self.num_images < self.batch_size:
+            raise ValueError(f"a recipe needs num_images of one batch or more, got {self.num_images}")
         learns = list(self.distillation)
-        if learns and not (len(learns) == 2 and 0 < learns[0] <= 1 and learns[1] > 0):
+        if learns and not (len(learns) == 2 and learns[0] <= 1):
             raise ValueError(f"distillation is [share of the loss up to 1, temperature above 0], got {learns}")
-        if not 0 <= self.ema < 1:
-            raise ValueError(f"ema is a decay from 0 (off) to below 1, got {self.ema}")
 
     def factor(self, epoch: float) -> float:
         """Learning rate at a (fractional) epoch, as a multiple of `lr`."""

@@ -39,6 +39,14 @@ def evaluation_trainer(options: Mapping[str, Any]) -> pl.Trainer:
     return _trainer(options, logger=False, enable_checkpointing=False, enable_progress_bar=False)
 
 
+def check_trainer(options: Mapping[str, Any]) -> None:
+    """Raises ValueError for options that pl.Trainer refuses on this machine."""
+    try:
+        evaluation_trainer(options)
+    except Exception as error:  # it has a class for each kind
+        raise ValueError(f"trainer: {error}") from error
+
+
 def checkpointing(folder: Path) -> ModelCheckpoint:
     """Keep one checkpoint, of the last epoch."""
     return ModelCheckpoint(folder, filename="last", enable_version_counter=False, save_on_train_epoch_end=True)
