@@ -304,7 +304,8 @@ def test_configurations(command, tmp_path, monkeypatch, number):
             assert after.keys() == before.keys(), words
             counts["refused"] += 1
         else:
-            assert rows or "diverged" in f"{code} {printed}", (words, code)
+            known = ("diverged", "no plan reaches")  # at that learning rate; in the time that was measured
+            assert rows or any(word in f"{code} {printed}" for word in known), (words, code)
             counts["ran" if code is None else "stopped"] += 1
     print(f"{number} configurations: {dict(counts)}")
     assert counts["refused"] > 0.5 * number
