@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from collections.abc import Iterable
 from itertools import product
 from typing import Any
 
@@ -26,22 +27,18 @@ class SweepCallback(Callback):
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         launcher = config.hydra.runtime.choices["hydra/launcher"]
-        remote, several = launcher == "submitit_slurm", config.trainer.devices != 1
-        if (several and launcher != "basic") or config.trainer.get("num_nodes", 1) != 1:
-            raise SystemExit(
-                "a sweep runs its jobs on one device each, or with launcher=here one after the other on all of "
-                "trainer.devices of one node: set launcher=here and trainer.num_nodes=1, or trainer.devices=1"
-            )
+        remote = launcher == "submitit_slurm"
         if remote and config.trainer.precision == "auto":
             raise SystemExit(
                 "the machine that trains is not this one: set trainer.precision to bf16-mixed or 32-true, not auto"
             )
         try:
             jobs = check_jobs(config)
-            for folder, job in {job.folder: job for job in jobs}.items():
-                check_writable(folder / job.row_file.name)
+            several = _take_several(jobs, launcher)
             for trainer in [] if remote else {repr(job.trainer): job.trainer for job in jobs}.values():
                 check_trainer(trainer)
+            for folder, job in {job.folder: job for job in jobs}.items():
+                check_writable(folder / job.row_file.name)
         except MISTAKES as error:
             raise SystemExit(f"nothing was run: {sentence(error)}") from error
         self.row_files = [job.row_file for job in jobs]
@@ -63,6 +60,17 @@ class SweepCallback(Callback):
         if missing:
             others = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
             raise SystemExit(f"no row of {missing[0]}{others}: why is said above; the same command runs them again")
+
+
+def _take_several(jobs: Iterable[Settings], launcher: str) -> bool:
+    """Whether jobs take more than one device each. Raises ValueError for a launcher that does not know of it."""
+    several = {(job.trainer["devices"] != 1, job.trainer.get("num_nodes", 1) != 1) for job in jobs}
+    if any(nodes or (devices and launcher != "basic") for devices, nodes in several):
+        raise ValueError(
+            "a sweep runs its jobs on one device each, or with launcher=here one after the other on several of one "
+            "node: set launcher=here and trainer.num_nodes=1, or trainer.devices=1"
+        )
+    return any(devices for devices, _ in several)
 
 
 def run_each(config: DictConfig) -> None:
