@@ -65,7 +65,7 @@ def _megabytes(key):
 
 
 @contextmanager
-def measured():
+def _measured():
     """Takes the CPU seconds and the megabytes of what runs inside; memory that it gives back counts."""
     Path("/proc/self/clear_refs").write_text("5")  # forgets the most
     before, start, found = _megabytes("VmRSS"), time.process_time(), {}
@@ -77,12 +77,17 @@ def measured():
 
 
 @pytest.fixture
+def measured():
+    return _measured
+
+
+@pytest.fixture
 def refused():
     """Who is refused is refused with one sentence, quickly, and before much memory is taken."""
 
     @contextmanager
     def check(match="", *, seconds=1.0, megabytes=200):
-        with measured() as cost, pytest.raises(ValueError, match=match) as caught:
+        with _measured() as cost, pytest.raises(ValueError, match=match) as caught:
             yield
         assert cost["seconds"] <= seconds, caught.value
         assert cost["megabytes"] <= megabytes, caught.value

@@ -6,19 +6,23 @@ A few of each in every run of the tests, thousands in the slow one; all follow f
 import json
 import math
 import random
+import shutil
 from collections import Counter
+from dataclasses import fields
 
 import pytest
 import torch
-from conftest import measured
 from safetensors.torch import save
 from torch import nn
 
 from jointsvd import Group, Plan, TuckerGroup, build_structure, load_compressed, save_compressed
+from jointsvd.compression.budget import Budget, Means
+from jointsvd.experiment.choices import Model
 from jointsvd.network import files
 from jointsvd.network.files import read_metadata, read_tensors
 from jointsvd.training.checkpoints import load_network
 from jointsvd.training.models import build_model
+from jointsvd.training.schedule import Schedule
 
 ARCHITECTURE = {"name": "resnet20", "num_classes": 10, "in_channels": 1, "stem": "cifar", "source": "timm"}
 ODD = [
@@ -54,7 +58,7 @@ def network():
 PLAN = Plan((Group(("0",), 0, 2), TuckerGroup(("2",), (3, 4)), Group(("4",), 0, 2)), {"method": "svd"})
 
 
-def refused_or_the_same(path, load, expected, counts):
+def refused_or_the_same(path, load, expected, counts, measured):
     """Loading `path` is refused in a sentence, or gives the weights that were saved; neither costs much."""
     before, around, problem = path.read_bytes(), sorted(path.parent.iterdir()), None
     with measured() as cost:
@@ -76,19 +80,15 @@ def damaged(data, draw):
     place, length = draw.randrange(len(data)), draw.choice([1, 8, 200])
     if draw.random() < 0.3:
         place = draw.randrange(min(len(data), 3000))  # the header is small
-    match draw.choice(["flip", "cut", "zeros", "noise", "insert", "repeat", "tail"]):
+    match draw.choice(["flip", "cut", "noise", "insert", "tail"]):
         case "flip":
             return data[:place] + bytes([data[place] ^ (1 << draw.randrange(8))]) + data[place + 1 :]
         case "cut":
             return data[:place]
-        case "zeros":
-            return data[:place] + bytes(length) + data[place + length :]
         case "noise":
             return data[:place] + draw.randbytes(length) + data[place + length :]
         case "insert":
             return data[:place] + draw.randbytes(length) + data[place:]
-        case "repeat":
-            return data[:place] + data[place : place + length] + data[place:]
         case _:
             return data + draw.randbytes(length)
 
@@ -132,7 +132,7 @@ def rewritten(path, draw, keys):
 
 
 @pytest.mark.parametrize("number", [150, pytest.param(10_000, marks=pytest.mark.slow)])
-def test_files(tmp_path, number):
+def test_files(tmp_path, measured, number):
     draw, counts, dense = random.Random(number), Counter(), network()
     sources = {name: tmp_path / name for name in ("small.safetensors", "whole.safetensors", "mine.pt", "last.ckpt")}
     save_compressed(sources["small.safetensors"], build_structure(dense, PLAN), PLAN, metadata={"command": "train"})
@@ -161,14 +161,14 @@ def test_files(tmp_path, number):
             torch.save({"state_dict": whole.state_dict(), "header": changed}, path)
         else:
             path.write_bytes(damaged(sources[name].read_bytes(), draw))
-        refused_or_the_same(path, loads[name], expected[name], counts)
+        refused_or_the_same(path, loads[name], expected[name], counts, measured)
         path.unlink()
     print(f"{number} files: {dict(counts)}")
     assert counts["refused"] > 0.7 * number
 
 
 @pytest.mark.parametrize("number", [300, pytest.param(10_000, marks=pytest.mark.slow)])
-def test_plans(number):
+def test_plans(measured, number):
     draw, counts, dense = random.Random(number), Counter(), network()
     for _ in range(number):
         text, problem = odd_json(PLAN.to_json(), draw), None
@@ -185,77 +185,18 @@ def test_plans(number):
 
 SMALL = ["model=resnet20", "data.image_size=8", "recipe=smoke", "trainer.accelerator=cpu", "method.rank_rate=0.2"]
 SMALL += ["recipe.baseline.num_images=64", "recipe.finetune.num_images=64"]
-VALUES = [
-    "-1",
-    "0",
-    "1",
-    "2",
-    "0.5",
-    "1.5",
-    "nan",
-    "inf",
-    "-inf",
-    "null",
-    "true",
-    "false",
-    "abc",
-    "''",
-    "[]",
-    "[1]",
-    "é",
-]
-VALUES += [
-    "[5,abc]",
-    "[[1,0]]",
-    "[[1,8]]",
-    "{a:1}",
-    "1e12",
-    "1e-30",
-    "1e30",
-    "1000000000000",
-    "9" * 30,
-    "../../x",
-    "x" * 300,
-]
-VALUES += ["/proc/x", "???", "${nothing}", "a/b", "python", "torchvision", "imagenet", "[0.5,2]"]
-SCHEDULE = (
-    "epochs",
-    "batch_size",
-    "lr",
-    "momentum",
-    "nesterov",
-    "weight_decay",
-    "one_cycle",
-    "milestones",
-    "warmup_lrs",
-)
-SCHEDULE += ("init_std", "image_sizes", "num_images", "test_every", "distillation", "product_decay", "ema")
-KEYS = [f"recipe.{phase}.{name}" for phase in ("baseline", "finetune") for name in SCHEDULE]
-KEYS += [
-    "seed",
-    "baseline_seed",
-    "calibration_images",
-    "from_scratch",
-    "name",
-    "dense_name",
-    "output_dir",
-    "recipe.finetune",
-]
-KEYS += [f"model.{name}" for name in ("name", "source", "stem", "pretrained", "checkpoint", "_target_")]
-KEYS += [f"method.{name}" for name in ("name", "rank_rate", "hid", "layers")] + ["data.image_size", "data._target_"]
-KEYS += [f"trainer.{name}" for name in ("accelerator", "devices", "precision")] + [
-    "+trainer.num_nodes",
-    "+trainer.strategy",
-]
-KEYS += ["+method.foo", "+data.num_classes", "method", "data", "recipe", "trainer", "model", "logger", "experiment"]
+VALUES = "-1 0 1 2 0.5 1.5 nan inf -inf null true false abc '' [] [1] é [5,abc] [[1,0]] [[1,8]] {a:1} 1e12 1e-30 1e30"
+VALUES += " 1000000000000 ../../x /proc/x ??? ${nothing} a/b python torchvision imagenet [0.5,2]"
+VALUES = [*VALUES.split(), "9" * 30, "x" * 300]
+GROUPS = ("method", "data", "recipe", "trainer", "model", "logger", "experiment")
+OPTIONS = "seed baseline_seed calibration_images from_scratch name dense_name output_dir recipe.finetune"
+OPTIONS += " data.image_size data._target_ +data.num_classes model._target_ method.name method.rank_rate"
+OPTIONS += " method.hid method.layers +method.foo trainer.accelerator trainer.devices trainer.precision"
+OPTIONS += " +trainer.num_nodes +trainer.strategy"
+KEYS = [*GROUPS, *OPTIONS.split(), *(f"model.{option.name}" for option in fields(Model) if option.name != "arguments")]
+KEYS += [f"recipe.{phase}.{option.name}" for phase in ("baseline", "finetune") for option in fields(Schedule)]
 MORE = {"method=bijsvd": ["method.iterations", "method.left_share"], "method=nc_ctd": ["method.own_per_shared"]}
-MORE["method=budget"] = [
-    f"budget.{name}" for name in ("params", "flops", "bytes", "faster", "latency_ms", "share", "refit")
-]
-MORE["method=budget"] += ["budget.rank_multiple", "calibration_images"]
-
-
-GROUPS = ("method=", "data=", "recipe=", "trainer=", "model=", "logger=", "experiment=")
+MORE["method=budget"] = [f"budget.{option.name}" for option in (*fields(Budget), *fields(Means))]
 
 
 def overrides(draw):
@@ -264,15 +205,11 @@ def overrides(draw):
     small = [word for word in SMALL if not (method == "method=budget" and "rank_rate" in word)]
     small += ["calibration_images=32"] if method == "method=budget" else []
     key, value = draw.choice([*KEYS, *MORE.get(method, []) * 5]), draw.choice(VALUES)
-    if key.endswith(("devices", "num_nodes")) and value == "2":  # it would start a second process, or wait for a node
-        value = "0"
-    sweep = ["-m"] if draw.random() < 0.1 else []
-    return [
-        *sweep,
-        method,
-        *small,
-        f"{key}={value},{draw.choice(VALUES)}" if sweep and "{" not in value else f"{key}={value}",
-    ]
+    alone = key.endswith(("devices", "num_nodes"))  # two would start a second process, or wait for a node
+    value = "0" if alone and value == "2" else value
+    if alone or "{" in value or draw.random() < 0.9:
+        return [method, *small, f"{key}={value}"]
+    return ["-m", method, *small, f"{key}={value},{draw.choice(VALUES)}"]
 
 
 def everything(folder):
@@ -280,7 +217,7 @@ def everything(folder):
 
 
 @pytest.mark.parametrize("number", [15, pytest.param(500, marks=pytest.mark.slow)])
-def test_configurations(command, tmp_path, monkeypatch, number):
+def test_configurations(command, measured, tmp_path, monkeypatch, number):
     """Those that are accepted run, and leave a row of numbers."""
     (tmp_path / "kept.txt").write_text("as it was")
     draw, counts = random.Random(number), Counter()
@@ -298,13 +235,15 @@ def test_configurations(command, tmp_path, monkeypatch, number):
         assert all(path.is_relative_to(folder) for path in after.keys() - before.keys()), words
         rows = [json.loads(text) for path, text in after.items() if path.name == "row.json" and path not in before]
         assert all(math.isfinite(row["top1"]) for row in rows), words
-        if code == 1 or str(code).startswith(("nothing was run", *GROUPS)):
+        if code == 1 or str(code).startswith(("nothing was run", *(f"{group}=" for group in GROUPS))):
             assert cost["seconds"] <= 1, (words, code)
             assert cost["megabytes"] <= 500, (words, code)
             assert after.keys() == before.keys(), words
             counts["refused"] += 1
         else:
-            assert rows or "diverged" in f"{code} {printed}", (words, code)
+            known = ("diverged", "no plan ")  # at that learning rate; in the time that was measured
+            assert rows or any(word in f"{code} {printed}" for word in known), (words, code)
             counts["ran" if code is None else "stopped"] += 1
+        shutil.rmtree(folder)
     print(f"{number} configurations: {dict(counts)}")
     assert counts["refused"] > 0.5 * number

@@ -77,7 +77,7 @@ def contents():
         ("+data.num_classes=7", "data.num_classes is unknown"),
         ("data=cifar10 data.num_classes=7", "10 or 100 classes"),
         ("data=imagefolder data.root=null", "data.root must be text"),
-        ("data._target_=no.such", "data._target_ names no class"),
+        ("data._target_=no.such", "data._target_ names nothing"),
         ("data._target_=torch.nn.Linear", "must be an ImageData"),
         *((f"trainer.devices={value}", "trainer.devices") for value in ("0", "-2", "[]", "abc", "1.5", "null")),
         ("trainer.precision=abc", "trainer: Precision 'abc' is invalid"),

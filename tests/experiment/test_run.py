@@ -232,6 +232,23 @@ def test_ddp_from_the_command_line(tmp_path):
 
 
 @pytest.mark.slow
+def test_a_sweep_whose_jobs_take_several_processes_each(tmp_path):
+    """One after the other, from an experiment's file of a sweep too."""
+    command = [sys.executable, "-m", "jointsvd", "train", "-m", "model=resnet18", *SMALL, f"output_dir={tmp_path}"]
+    command += ["method=svd,bijsvd", "trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2"]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=900)
+    assert result.returncode == 0, result.stderr
+    rows = pd.read_csv(tmp_path / "resnet18-digits-smoke" / "results.csv")
+    assert sorted(rows["method"]) == ["bijsvd", "svd"]
+    assert rows["processor"].str.startswith("2 x ").all()
+    assert rows["baseline_sha256"].nunique() == 1
+    assert len(list(tmp_path.glob("dense/*/network.safetensors"))) == 1
+    again = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert again.returncode == 0, again.stderr
+    assert "accuracy.png" in again.stdout
+
+
+@pytest.mark.slow
 def test_a_budget_and_what_helps_to_recover(settings):
     options = ["method=budget", "budget.params=4", "calibration_images=64"]
     helps = ["recipe.finetune.distillation=[0.5,2]", "recipe.finetune.product_decay=true", "recipe.finetune.ema=0.9"]

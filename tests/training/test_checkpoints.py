@@ -121,6 +121,20 @@ def test_a_damaged_file_of_ours_is_no_checkpoint_either(tmp_path):
         load_weights(network(), path)
 
 
+@pytest.mark.parametrize("kind", ["safetensors", "pt"])
+def test_no_random_number_is_missing_after_loading(tmp_path, kind):
+    model, path = build_model(**RESNET), tmp_path / f"network.{kind}"
+    if kind == "pt":
+        torch.save(model.state_dict(), path)
+    else:
+        save_compressed(path, model, Plan(), metadata={"architecture": json.dumps(RESNET)})
+    torch.manual_seed(1)
+    expected = torch.rand(1)
+    torch.manual_seed(1)
+    load_network(path, RESNET)
+    assert torch.equal(torch.rand(1), expected)
+
+
 @pytest.mark.parametrize("path", ["x" * 5000, "a\0b", "/", "nowhere.pt"])
 def test_paths_that_are_no_files(path):
     with pytest.raises(ValueError, match=r"no checkpoint at|no readable checkpoint"):

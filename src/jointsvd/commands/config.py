@@ -9,12 +9,12 @@ from collections.abc import Callable
 from dataclasses import MISSING, fields
 from functools import cache
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import InstantiationException
-from hydra.utils import get_class, instantiate
+from hydra.utils import get_object, instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from jointsvd.compression.budget import Budget, Means
@@ -113,14 +113,16 @@ def _read_data(text: str) -> ImageData:
         raise ValueError(f"set {' and '.join(f'data.{key}' for key in sorted(missing))}")
     values = plain(node)
     try:
-        kind = get_class(values.pop("_target_"))
+        kind = get_object(values.pop("_target_"))
     except Exception as error:  # whatever an import may raise
-        raise ValueError(f"data._target_ names no class that can be imported: {error}") from error
-    if not issubclass(kind, ImageData):
+        raise ValueError(f"data._target_ names nothing that can be imported: {error}") from error
+    if isinstance(kind, type) and not issubclass(kind, ImageData):
         raise ValueError(f"data._target_ must be an ImageData, got {kind.__name__}")
-    if kind.__module__.startswith("jointsvd."):
+    if isinstance(kind, type) and kind.__module__.startswith("jointsvd."):
         check_arguments(kind, values, "data.")
-    data = cast(ImageData, instantiate(node))
+    data = instantiate(node)
+    if not isinstance(data, ImageData):
+        raise ValueError(f"data._target_ must make an ImageData, got a {type(data).__name__}")
     data.setup("fit")
     if data.num_classes < 2:
         raise ValueError(f"the data has {data.num_classes} class; there is nothing to tell apart")

@@ -30,7 +30,7 @@ def in_one_sentence(before: str = "", *also: type[Exception]) -> Iterator[None]:
         stops = isinstance(error, OSError) and not isinstance(error, FileNotFoundError)
         if stops or not _in_sweep():
             raise SystemExit(text) from error
-        print(text, file=sys.stderr, flush=True)
+        print(f"{' '.join(HydraConfig.get().overrides.task)}: {text}", file=sys.stderr, flush=True)
 
 
 def sentence(error: BaseException) -> str:

@@ -1,5 +1,8 @@
 """Before and after a sweep: every job is checked and its hours estimated first; the table is made last."""
 
+import subprocess
+import sys
+from collections.abc import Iterable
 from itertools import product
 from typing import Any
 
@@ -23,19 +26,19 @@ class SweepCallback(Callback):
     """Hydra turns exceptions of callbacks into warnings, hence SystemExit."""
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
-        if config.trainer.devices != 1 or config.trainer.get("num_nodes", 1) != 1:
-            raise SystemExit("a sweep runs its jobs on one device each: leave trainer.devices at 1, or run one job")
-        remote = config.hydra.runtime.choices["hydra/launcher"] == "submitit_slurm"
+        launcher = config.hydra.runtime.choices["hydra/launcher"]
+        remote = launcher == "submitit_slurm"
         if remote and config.trainer.precision == "auto":
             raise SystemExit(
                 "the machine that trains is not this one: set trainer.precision to bf16-mixed or 32-true, not auto"
             )
         try:
             jobs = check_jobs(config)
-            for folder, job in {job.folder: job for job in jobs}.items():
-                check_writable(folder / job.row_file.name)
+            several = _take_several(jobs, launcher)
             for trainer in [] if remote else {repr(job.trainer): job.trainer for job in jobs}.values():
                 check_trainer(trainer)
+            for folder, job in {job.folder: job for job in jobs}.items():
+                check_writable(folder / job.row_file.name)
         except MISTAKES as error:
             raise SystemExit(f"nothing was run: {sentence(error)}") from error
         self.row_files = [job.row_file for job in jobs]
@@ -44,6 +47,10 @@ class SweepCallback(Callback):
             raise SystemExit(0)  # Hydra would start every job to find it finished
         if not remote:  # else it would be another machine's hours
             announce_hours(jobs)
+        if several:
+            run_each(config)
+            self.on_multirun_end(config)
+            raise SystemExit(0)  # Hydra would start every job again in each of its processes
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         missing = [file.parent for file in self.row_files if not file.exists()]
@@ -53,6 +60,24 @@ class SweepCallback(Callback):
         if missing:
             others = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
             raise SystemExit(f"no row of {missing[0]}{others}: why is said above; the same command runs them again")
+
+
+def _take_several(jobs: Iterable[Settings], launcher: str) -> bool:
+    """Whether jobs take more than one device each. Raises ValueError for a launcher that does not know of it."""
+    several = {(job.trainer["devices"] != 1, job.trainer.get("num_nodes", 1) != 1) for job in jobs}
+    if any(nodes or (devices and launcher != "basic") for devices, nodes in several):
+        raise ValueError(
+            "a sweep runs its jobs on one device each, or with launcher=here one after the other on several of one "
+            "node: set launcher=here and trainer.num_nodes=1, or trainer.devices=1"
+        )
+    return any(devices for devices, _ in several)
+
+
+def run_each(config: DictConfig) -> None:
+    """The jobs of a sweep one after the other, each a command of its own that starts the processes it needs."""
+    for overrides in split_jobs(config):
+        command = [sys.executable, "-m", "jointsvd", config.hydra.job.config_name, *overrides, "hydra.mode=RUN"]
+        subprocess.run(command, check=False)  # what fails has said why; its row will be missed
 
 
 def split_jobs(config: DictConfig) -> list[list[str]]:

@@ -3,6 +3,7 @@
 import argparse
 from pathlib import Path
 
+from jointsvd.commands.sentence import in_one_sentence
 from jointsvd.results.committed import render_all
 
 
@@ -12,7 +13,8 @@ def main() -> None:
     folder = parser.parse_args().folder
     if not folder.is_dir():
         raise SystemExit(f"no folder {folder}")
-    render_all(folder)
+    with in_one_sentence():
+        render_all(folder)
 
 
 if __name__ == "__main__":

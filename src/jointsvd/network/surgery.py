@@ -62,6 +62,9 @@ def apply_plan(
 ) -> nn.Module:
     """A copy of `model` in which each group is replaced by its joint decomposition; `model` stays as it was.
 
+    The bits of the factors are those of this machine, of as many threads as PyTorch uses: sums over more threads are
+    rounded otherwise.
+
     iterations: K of Bi-JSVD and NC_CTD. statistics: of the members (`collect_statistics`); the change of the network's
     output is then made small, not that of its weights. Raises ValueError as `build_structure` does, for
     ranks too large for their layers, and for weights that hold NaN or infinite values.

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from jointsvd.network.files import check_file, is_compressed_file, load_compressed, read_metadata, read_tensors
 from jointsvd.network.parsing import parse_json
 from jointsvd.network.plan import Plan
+from jointsvd.network.random_state import random_state_kept
 from jointsvd.network.surgery import build_structure
 from jointsvd.network.tensors import check_numbers, check_shapes
 from jointsvd.training.models import build_model, empty_model
@@ -22,6 +23,7 @@ from jointsvd.training.models import build_model, empty_model
 PREFIXES = ("module.", "model.", "network.")
 
 
+@random_state_kept()
 def load_network(path: str | Path, architecture: Mapping[str, Any] | None = None) -> nn.Module:
     """The network saved at `path`: a file or Lightning checkpoint of ours, or the state dict of a dense network.
 

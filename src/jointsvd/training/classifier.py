@@ -151,8 +151,8 @@ class Classifier(pl.LightningModule):
 def fit(trainer: pl.Trainer, classifier: Classifier, data: ImageData, folder: Path) -> None:
     """Train; every epoch leaves folder/last.ckpt, from which a killed run goes on.
 
-    With data in memory and no dropout in the network, it ends with the bits of an unbroken run. Raises ValueError if
-    loss or weights are not finite in an epoch, whose checkpoint is then not written.
+    With data in memory and no dropout in the network, it ends with the bits of an unbroken run on as many threads.
+    Raises ValueError if loss, outputs or weights are not finite in an epoch, whose checkpoint is then not written.
     """
     last = folder / "last.ckpt"
     checkpoint = read_checkpoint(last) if last.exists() else None
