@@ -12,15 +12,12 @@ from torch import Tensor, fx, nn
 from torch.nn.utils import fuse_conv_bn_eval
 
 from jointsvd.network.layers import (
-    CoupledTuckerConv2d,
     FactorLayer,
     FactorPair,
     MatrixLayer,
     TuckerConv2d,
     TwoBranches,
-    fold,
     is_matrix,
-    unfold,
 )
 from jointsvd.network.random_state import random_state_kept
 from jointsvd.network.surgery import replace
@@ -118,22 +115,17 @@ def _inputs(model: nn.Module, layers: Mapping[str, nn.Module], images: Tensor) -
 
 def multiplied_out(layer: FactorLayer) -> MatrixLayer:
     """The plain conv or linear layer that computes what `layer` does."""
-    match layer:
-        case FactorPair():
-            weight, bias = unfold(layer.u.weight) @ unfold(layer.v.weight), layer.v.bias
-            if isinstance(layer.u, nn.Linear) or isinstance(layer.v, nn.Linear):
-                rows, columns = weight.shape
-                return _filled(nn.Linear(rows, columns, bias=bias is not None, device="meta"), weight.T, bias)
-            shape = (layer.v.out_channels, layer.u.in_channels, layer.u.kernel_size[0], layer.v.kernel_size[1])
-            return _conv(fold(weight, shape), bias, layer.u, layer.v)
-        case TwoBranches():
-            return multiplied_out(_one_pair(layer))
-        case TuckerConv2d():
-            first, core, last = layer.first.weight[..., 0, 0], layer.core.weight, layer.last.weight[..., 0, 0]
-            return _conv(torch.einsum("ai,bahw,ob->oihw", first, core, last), layer.last.bias, layer.core, layer.core)
-        case CoupledTuckerConv2d():
-            own, shared = multiplied_out(layer.own), multiplied_out(layer.shared)
-            return _filled(own, own.weight + shared.weight, own.bias)
+    sizes: dict[str, Any] = {"bias": layer.bias is not None, "device": "meta"}
+    plain: MatrixLayer
+    if layer.weight.ndim == 2:
+        outputs, inputs = layer.weight.shape
+        plain = nn.Linear(inputs, outputs, **sizes)
+    else:
+        names = ("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "padding_mode")
+        plain = nn.Conv2d(**{name: getattr(layer, name) for name in names}, **sizes)
+    plain.weight = nn.Parameter(layer.weight.contiguous(), requires_grad=False)
+    plain.bias = None if layer.bias is None else nn.Parameter(layer.bias.detach(), requires_grad=False)
+    return plain.eval()
 
 
 def _one_pair(layer: TwoBranches) -> FactorPair:
@@ -182,22 +174,3 @@ def _fold_norms(model: nn.Module) -> None:
 class _Leaves(fx.Tracer):
     def is_leaf_module(self, module: nn.Module, name: str) -> bool:
         return isinstance(module, FactorLayer) or is_matrix(module) or super().is_leaf_module(module, name)
-
-
-def _conv(weight: Tensor, bias: Tensor | None, vertical: nn.Conv2d, horizontal: nn.Conv2d) -> nn.Conv2d:
-    """The conv of that weight with the geometries of two others, each along its own axis."""
-
-    def both(name: str) -> Any:
-        tall, wide = getattr(vertical, name), getattr(horizontal, name)
-        return tall if isinstance(tall, str) else (tall[0], wide[1])
-
-    out_channels, in_channels, *size = weight.shape
-    geometry = {name: both(name) for name in ("stride", "padding", "dilation")}
-    geometry |= {"padding_mode": vertical.padding_mode, "bias": bias is not None, "device": "meta"}
-    return _filled(nn.Conv2d(in_channels, out_channels, (size[0], size[1]), **geometry), weight, bias)
-
-
-def _filled(layer: Any, weight: Tensor, bias: Tensor | None) -> Any:
-    layer.weight = nn.Parameter(weight.contiguous(), requires_grad=False)
-    layer.bias = None if bias is None else nn.Parameter(bias.detach(), requires_grad=False)
-    return layer.eval()

@@ -1,14 +1,14 @@
 """A dense network and a plan in, a network of factor layers out."""
 
 from collections.abc import Callable
-from copy import deepcopy
-from typing import Protocol, cast
+from typing import Any, Protocol, cast
 
 from torch import Tensor, nn
 
 from jointsvd.decomposition.svd import NUM_ITERATIONS, bijsvd, ljsvd, rjsvd
 from jointsvd.decomposition.tucker import TuckerFactors, coupled_tucker2, tucker2
 from jointsvd.decomposition.weighted import weighted_bijsvd
+from jointsvd.network.copying import bake, copied
 from jointsvd.network.layers import (
     CoupledTuckerConv2d,
     FactorLayer,
@@ -30,13 +30,16 @@ def build_structure(model: nn.Module, plan: Plan) -> nn.Module:
     """A copy of `model` with the planned layers as factor layers of random weights; shared factors are one Parameter.
     The weights are drawn from PyTorch's global generator, as those of any new layer.
 
-    Everything the plan does not name keeps its weights. This is the network to load weights into, or to train from
-    scratch. Raises ValueError for a wrapped model, and for members that are missing, no ungrouped convs, or do not fit
-    together.
+    Everything the plan does not name keeps its weights; weights that are computed before every pass (weight norms,
+    pruning masks, parametrizations) become plain ones everywhere, if the plan names any layer. This is the network to
+    load weights into, or to train from scratch. Raises ValueError for a wrapped model or one that cannot be copied, and
+    for members that are missing, no ungrouped convs, have hooks, or do not fit together.
     """
     if hasattr(model, "module") and isinstance(model.module, nn.Module):
         raise ValueError(f"compress the network inside {type(model).__name__} (its .module), before it is wrapped")
-    structure = deepcopy(model)
+    structure = copied(model)
+    if plan.groups:
+        bake(structure)
     for group in plan.groups:
         members = _members(structure, group)
         factors = [factor_layer(layer, group) for layer in members]
@@ -64,9 +67,10 @@ def apply_plan(
     ranks too large for their layers, and for weights that hold NaN or infinite values.
     """
     compressed = build_structure(model, plan)
+    dense = bake(copied(model)) if plan.groups else model
     for group in bar(plan.groups, "Decomposing"):
         try:
-            factors = _decompose(_members(model, group), group, iterations, statistics)
+            factors = _decompose(_members(dense, group), group, iterations, statistics)
         except ValueError as error:
             raise ValueError(f"group {', '.join(group.members)}: {error}") from error
         for name, weights in zip(group.members, factors, strict=True):
@@ -215,8 +219,28 @@ def _equal_sides(group: AnyGroup) -> list[tuple[str, Callable[[MatrixLayer], tup
 
 
 def replace(model: nn.Module, old: nn.Module, new: nn.Module) -> None:
-    """Put `new` wherever `old` is registered: a module used under several names stays one."""
+    """Put `new` wherever `old` is registered, or in a list, tuple or dictionary that a module keeps: a module used
+    under several names stays one."""
     for parent in list(model.modules()):
         for name, child in list(parent._modules.items()):  # named_children() would skip a second name
             if child is old:
                 setattr(parent, name, new)
+        for name, value in list(vars(parent).items()):
+            if name not in _OF_TORCH and (value is old or isinstance(value, list | tuple | dict)):
+                vars(parent)[name] = _replaced(value, old, new)
+
+
+_OF_TORCH = frozenset(vars(nn.Module()))
+
+
+def _replaced(value: Any, old: nn.Module, new: nn.Module) -> Any:
+    """`value` with `new` in the place of `old`; lists and dictionaries stay the same objects."""
+    if value is old:
+        return new
+    if isinstance(value, list):
+        value[:] = [_replaced(item, old, new) for item in value]
+    elif isinstance(value, dict):
+        value.update({key: _replaced(item, old, new) for key, item in value.items()})
+    elif type(value) is tuple:
+        return tuple(_replaced(item, old, new) for item in value)
+    return value
