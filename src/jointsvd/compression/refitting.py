@@ -58,7 +58,7 @@ def refit(
     by one (`check_independent`).
     """
     check_structure(compressed, plan)
-    check_sizes(loader)
+    check_sizes(loader, task)
     images = joined([beside(model, task.batch(given)) for given in loader])
     check_independent(model, part(images, slice(0, 2)), task)
     if trial is None:

@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_leaves
 
 def copied(model: nn.Module) -> nn.Module:
     """A deep copy. Tensors that a forward pass computed and stored in a module, which `deepcopy` refuses, are copied
-    without their history, and parameters keep what was set on them. Raises ValueError for a network that cannot be copied."""
+    without their history; parameters keep what was set on them. Raises ValueError for what cannot be copied."""
     kept = [leaf for module in model.modules() for leaf in tree_leaves(vars(module)) if isinstance(leaf, Tensor)]
     memo: dict[int, Any] = {id(tensor): tensor.detach().clone() for tensor in kept if not tensor.is_leaf}
     try:
