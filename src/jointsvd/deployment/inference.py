@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn.utils import fuse_conv_bn_eval
 
+from jointsvd.network.copying import copied
+from jointsvd.network.interface import input_of
 from jointsvd.network.layers import (
     FactorLayer,
     FactorPair,
@@ -20,6 +22,7 @@ from jointsvd.network.layers import (
     is_matrix,
 )
 from jointsvd.network.random_state import random_state_kept
+from jointsvd.network.shared import check_sharing
 from jointsvd.network.surgery import replace
 from jointsvd.network.timing import latency
 
@@ -48,8 +51,10 @@ def prepare_for_inference(model: nn.Module, example_input: Tensor, *, passes: in
     The branches of Bi-JSVD become one pair of factors; every factored layer stays so or is multiplied out, whichever is
     faster; batch norms go into the layer before them, unless that would change a factor that others share; then the
     faster of PyTorch's memory formats is taken. passes: timed, of which the median counts. `model` stays as it was.
-    Raises ValueError for an input on another device, or that the network cannot run on.
+    Raises ValueError for an input on another device, or that the network cannot run on, and for shared factors that
+    came apart.
     """
+    check_sharing(model)
     device = next((parameter.device for parameter in model.parameters()), example_input.device)
     if example_input.device != device:
         raise ValueError(f"the model is on {device}, example_input on {example_input.device}")
@@ -65,7 +70,7 @@ def _in_format(
     model: nn.Module, images: Tensor, passes: int, memory_format: torch.memory_format
 ) -> tuple[float, nn.Module, list[dict[str, Any]]]:
     """Milliseconds of the fastest network in a memory format, that network, and a report on its layers."""
-    copy = deepcopy(model).eval().requires_grad_(False).to(memory_format=memory_format)
+    copy = copied(model).eval().requires_grad_(False).to(memory_format=memory_format)
     images = images.contiguous(memory_format=memory_format) if images.ndim == 4 else images
     report = _choose(copy, images, passes, memory_format)
     copy = _folded(copy, images).to(memory_format=memory_format)
@@ -100,9 +105,9 @@ def _inputs(model: nn.Module, layers: Mapping[str, nn.Module], images: Tensor) -
     inputs: dict[str, Tensor] = {}
 
     def keep(name: str) -> Callable[..., None]:
-        return lambda _, args: inputs.update({name: args[0]})
+        return lambda _, args, kwargs: inputs.update({name: input_of(args, kwargs)})
 
-    hooks = [layer.register_forward_pre_hook(keep(name)) for name, layer in layers.items()]
+    hooks = [layer.register_forward_pre_hook(keep(name), with_kwargs=True) for name, layer in layers.items()]
     try:
         model(images)
     except RuntimeError as error:

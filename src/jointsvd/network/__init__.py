@@ -1,2 +1,2 @@
 """A plan in, a network out. In order: methods, plan, interface, layers, copying, groups, rules, random_state, progress,
-extras, cost, timing, surgery, tensors, atomic, files."""
+extras, cost, timing, shared, surgery, tensors, atomic, files."""

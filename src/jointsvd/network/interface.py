@@ -12,7 +12,9 @@ _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_
 class StandIn(nn.Module):
     """Has the sizes and the geometry of the layer that it stands for (in_features, kernel_size, ...), and as `weight`
     and `bias` what this layer would have: the weight is a product, computed when it is read, with no parameter of its
-    own behind it."""
+    own behind it. shares: the members of its group, and the layers in it whose weights these have in common."""
+
+    shares: tuple[tuple[str, ...], tuple[str, ...]] | None = None
 
     def _take_sizes(self, layer: nn.Module) -> None:
         for name in (*_SIZES, *_GEOMETRY):

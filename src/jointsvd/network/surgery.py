@@ -24,6 +24,7 @@ from jointsvd.network.layers import (
 from jointsvd.network.plan import AnyGroup, Group, Plan, TuckerGroup
 from jointsvd.network.progress import bar
 from jointsvd.network.random_state import random_state_kept
+from jointsvd.network.shared import mark_shared
 
 
 def build_structure(model: nn.Module, plan: Plan) -> nn.Module:
@@ -176,7 +177,10 @@ def _triple(factors: TuckerFactors, branch: str = "") -> dict[str, Tensor]:
 
 def _share(layers: list[FactorLayer], group: AnyGroup) -> None:
     """Assign the first member's shared factors to all members."""
-    for part in _shared_parts(group):
+    parts = _shared_parts(group)
+    if len(layers) > 1:
+        mark_shared(layers, group.members, parts)
+    for part in parts:
         for layer in layers[1:]:
             layer.get_submodule(part).weight = _weight(layers[0], part)
 
