@@ -28,6 +28,7 @@ from jointsvd.compression.task import Task
 from jointsvd.compression.untouched import matrix_layers, untouched
 from jointsvd.network.copying import bake, copied
 from jointsvd.network.cost import usage
+from jointsvd.network.lifted import lift
 from jointsvd.network.plan import Plan
 from jointsvd.network.random_state import random_state_kept
 from jointsvd.network.surgery import apply_plan, build_structure
@@ -116,7 +117,8 @@ def _budget(budget: Budget | None, given: Mapping[str, float | None]) -> Budget:
 
 
 def _compressed(model: nn.Module, calibration: Loader, budget: Budget, means: Means, task: Task) -> Compressed:
-    model = bake(copied(model))  # whatever a forward does to a network, it does to this one
+    own = bake(copied(model))  # whatever a forward does to a network, it does to this one
+    model = lift(copied(own))
     whole = list(calibration) if means.refit or isinstance(calibration, Iterator) else calibration  # it runs twice
     if means.refit:
         check_sizes(whole, task)
@@ -129,6 +131,7 @@ def _compressed(model: nn.Module, calibration: Loader, budget: Budget, means: Me
     _log.info("Choosing ranks and shared factors of %d layers", len(statistics.inputs))
     ways: dict[str, Any] = {"share": means.share, "rank_multiple": means.rank_multiple}
     plan, choices = plan_for_budget(model, statistics, budget, times=times, **ways)
+    left, model = untouched(model, statistics), lift(own, {name for group in plan.groups for name in group.members})
     trial, predicted = _tried(model, plan, statistics, loader, task)
     plan = replace(plan, settings={**plan.settings, "predicted_kl": predicted})
     compressed, report = _factored(model, plan, choices, statistics)
@@ -139,7 +142,6 @@ def _compressed(model: nn.Module, calibration: Loader, budget: Budget, means: Me
         match_norms(model, compressed, loader, task)
     if times:
         plan = replace(plan, settings={**plan.settings, "measured_milliseconds": _timed(compressed, image, plan)})
-    left = untouched(model, statistics)
     return Compressed(compressed, plan, report, left, _held_out(model, compressed, plan, whole, task))
 
 

@@ -11,6 +11,7 @@ from jointsvd.compression.statistics import Statistics
 from jointsvd.network.cost import num_parameters
 from jointsvd.network.interface import what_would_be_lost
 from jointsvd.network.layers import MatrixLayer, is_matrix
+from jointsvd.network.lifted import INNER, Lifted
 
 _NORMS = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
 
@@ -28,7 +29,8 @@ def untouched(model: nn.Module, statistics: Statistics) -> list[dict[str, Any]]:
     lines: list[dict[str, Any]] = []
     norms, counted, whole = Counter[str](), set[int](), max(num_parameters(model), 1)
     for name, module, reason in _all_layers(model):
-        reason = reason or _not_seen(name, statistics)
+        seen = f"{name}.{INNER}" if isinstance(module, Lifted) else name
+        reason = reason or _not_seen(seen, statistics)
         if not reason:
             continue
         parameters = {id(p): p.numel() for p in module._parameters.values() if p is not None and id(p) not in counted}
@@ -63,6 +65,8 @@ def _all_layers(model: nn.Module) -> Iterator[tuple[str, nn.Module, str]]:
 
 
 def _reason(module: nn.Module, users: Counter[int]) -> str:
+    if isinstance(module, Lifted):
+        return ""
     if is_matrix(module):
         if users[id(module.weight)] > 1:
             return "shares its weight with another layer"
@@ -73,4 +77,8 @@ def _reason(module: nn.Module, users: Counter[int]) -> str:
     for base in (nn.Conv2d, nn.Linear):
         if isinstance(module, base):
             return f"a subclass of {base.__name__} may compute something else"
+    if type(module) is nn.ConvTranspose2d:
+        return "transposed conv of groups, or whose kernels overlap"
+    if isinstance(module, nn.Conv1d | nn.Conv3d) and type(module) in (nn.Conv1d, nn.Conv3d):
+        return f"grouped conv ({module.groups} groups)" if module.groups > 1 else "conv of volumes"
     return "norm" if isinstance(module, _NORMS) else "no Conv2d or Linear"

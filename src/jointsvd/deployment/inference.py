@@ -12,7 +12,7 @@ from torch import Tensor, fx, nn
 from torch.nn.utils import fuse_conv_bn_eval
 
 from jointsvd.network.copying import copied
-from jointsvd.network.interface import input_of
+from jointsvd.network.interface import StandIn, input_of
 from jointsvd.network.layers import (
     FactorLayer,
     FactorPair,
@@ -178,4 +178,4 @@ def _fold_norms(model: nn.Module) -> None:
 
 class _Leaves(fx.Tracer):
     def is_leaf_module(self, module: nn.Module, name: str) -> bool:
-        return isinstance(module, FactorLayer) or is_matrix(module) or super().is_leaf_module(module, name)
+        return isinstance(module, StandIn) or is_matrix(module) or super().is_leaf_module(module, name)

@@ -1,7 +1,7 @@
 """A dense network and a plan in, a network of factor layers out."""
 
 from collections.abc import Callable
-from typing import Any, Protocol, cast
+from typing import Protocol, cast
 
 from torch import Tensor, nn
 
@@ -21,9 +21,11 @@ from jointsvd.network.layers import (
     fold_v,
     unfold,
 )
+from jointsvd.network.lifted import lift
 from jointsvd.network.plan import AnyGroup, Group, Plan, TuckerGroup
 from jointsvd.network.progress import bar
 from jointsvd.network.random_state import random_state_kept
+from jointsvd.network.replacing import replace
 from jointsvd.network.shared import mark_shared
 
 
@@ -38,9 +40,7 @@ def build_structure(model: nn.Module, plan: Plan) -> nn.Module:
     """
     if hasattr(model, "module") and isinstance(model.module, nn.Module):
         raise ValueError(f"compress the network inside {type(model).__name__} (its .module), before it is wrapped")
-    structure = copied(model)
-    if plan.groups:
-        bake(structure)
+    structure = _plain(model, plan)
     for group in plan.groups:
         members = _members(structure, group)
         factors = [factor_layer(layer, group) for layer in members]
@@ -48,6 +48,12 @@ def build_structure(model: nn.Module, plan: Plan) -> nn.Module:
         for old, new in zip(members, factors, strict=True):
             replace(structure, old, new)
     return structure
+
+
+def _plain(model: nn.Module, plan: Plan) -> nn.Module:
+    """A copy in which all that the plan names can be factored."""
+    names = {name for group in plan.groups for name in group.members}
+    return lift(bake(copied(model)), names) if names else copied(model)
 
 
 class Metrics(Protocol):
@@ -68,7 +74,7 @@ def apply_plan(
     ranks too large for their layers, and for weights that hold NaN or infinite values.
     """
     compressed = build_structure(model, plan)
-    dense = bake(copied(model)) if plan.groups else model
+    dense = _plain(model, plan)
     for group in bar(plan.groups, "Decomposing"):
         try:
             factors = _decompose(_members(dense, group), group, iterations, statistics)
@@ -220,31 +226,3 @@ def _equal_sides(group: AnyGroup) -> list[tuple[str, Callable[[MatrixLayer], tup
         what = "LJSVD shares U: input channels and kernel height"
         sides.append((what, lambda layer: tuple(layer.weight.shape[1:3])))
     return sides
-
-
-def replace(model: nn.Module, old: nn.Module, new: nn.Module) -> None:
-    """Put `new` wherever `old` is registered, or in a list, tuple or dictionary that a module keeps: a module used
-    under several names stays one."""
-    for parent in list(model.modules()):
-        for name, child in list(parent._modules.items()):  # named_children() would skip a second name
-            if child is old:
-                setattr(parent, name, new)
-        for name, value in list(vars(parent).items()):
-            if name not in _OF_TORCH and (value is old or isinstance(value, list | tuple | dict)):
-                vars(parent)[name] = _replaced(value, old, new)
-
-
-_OF_TORCH = frozenset(vars(nn.Module()))
-
-
-def _replaced(value: Any, old: nn.Module, new: nn.Module) -> Any:
-    """`value` with `new` in the place of `old`; lists and dictionaries stay the same objects."""
-    if value is old:
-        return new
-    if isinstance(value, list):
-        value[:] = [_replaced(item, old, new) for item in value]
-    elif isinstance(value, dict):
-        value.update({key: _replaced(item, old, new) for key, item in value.items()})
-    elif type(value) is tuple:
-        return tuple(_replaced(item, old, new) for item in value)
-    return value
