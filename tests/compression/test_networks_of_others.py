@@ -289,7 +289,7 @@ def test_every_layer_with_parameters_is_in_the_report():
     class Odd(Net):
         def __init__(self):
             super().__init__()
-            self.mine, self.grouped = Mine(16, 16, 3, padding=1), nn.Conv2d(16, 16, 3, padding=1, groups=4)
+            self.mine, self.grouped = Mine(16, 16, 3, padding=1), nn.Conv2d(16, 16, 3, padding=1, groups=16)
 
         def middle(self, x):
             return self.grouped(self.mine(self.body(x)))

@@ -11,7 +11,7 @@ from jointsvd.compression.statistics import Statistics
 from jointsvd.network.cost import num_parameters
 from jointsvd.network.interface import what_would_be_lost
 from jointsvd.network.layers import MatrixLayer, is_matrix
-from jointsvd.network.lifted import INNER, Lifted
+from jointsvd.network.lifted import Lifted
 
 _NORMS = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
 
@@ -29,8 +29,7 @@ def untouched(model: nn.Module, statistics: Statistics) -> list[dict[str, Any]]:
     lines: list[dict[str, Any]] = []
     norms, counted, whole = Counter[str](), set[int](), max(num_parameters(model), 1)
     for name, module, reason in _all_layers(model):
-        seen = f"{name}.{INNER}" if isinstance(module, Lifted) else name
-        reason = reason or _not_seen(seen, statistics)
+        reason = reason or (_not_seen(name, statistics) if is_matrix(module) else "")
         if not reason:
             continue
         parameters = {id(p): p.numel() for p in module._parameters.values() if p is not None and id(p) not in counted}
