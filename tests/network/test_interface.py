@@ -65,6 +65,17 @@ def test_linear_layers_too():
         torch.testing.assert_close(nn.functional.linear(x, layer.weight, layer.bias), layer(x))
 
 
+def test_pytorch_fuses_norms_into_the_second_factor():
+    """Its table of fusions goes by class: it takes the conv in a factor layer."""
+    model = nn.Sequential(nn.Conv2d(6, 8, 3), nn.BatchNorm2d(8), nn.ReLU()).eval()
+    nn.init.uniform_(model[1].running_var, 0.5, 2)
+    small = apply_plan(model, Plan((Group(("0",), 0, 18),)))
+    expected = small(IMAGES)
+    fused = torch.ao.quantization.fuse_modules(small, [["0.v", "1"]])
+    assert isinstance(fused[1], nn.Identity)
+    torch.testing.assert_close(fused(IMAGES), expected, atol=1e-5, rtol=1e-4)
+
+
 def to_meta(model):
     return model.to("meta")
 
