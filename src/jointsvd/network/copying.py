@@ -4,6 +4,7 @@ computed before every pass (weight norms, spectral norms, pruning masks, paramet
 from copy import deepcopy
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize, prune, remove_spectral_norm, remove_weight_norm
 from torch.nn.utils.spectral_norm import SpectralNorm
@@ -53,3 +54,13 @@ def _bake_parametrizations(module: Any) -> None:
     for name, (value, parameters) in computed.items():
         trained = any(parameter.requires_grad for parameter in parameters)
         module.register_parameter(name, nn.Parameter(value.detach().clone(), requires_grad=trained))
+
+
+def like(parameter: nn.Parameter, old: Tensor) -> nn.Parameter:
+    """`parameter` trained or frozen, marked and laid out in memory as `old`."""
+    vars(parameter).update(vars(old))
+    last = old.ndim == 4 and old.is_contiguous(memory_format=torch.channels_last) and not old.is_contiguous()
+    if last and parameter.ndim == 4:
+        parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
+    parameter.requires_grad_(old.requires_grad)
+    return parameter

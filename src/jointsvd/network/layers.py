@@ -11,6 +11,7 @@ from typing import Any, TypeGuard
 import torch
 from torch import Tensor, nn
 
+from jointsvd.network.copying import like
 from jointsvd.network.interface import StandIn, what_would_be_lost
 from jointsvd.network.plan import AnyGroup, TuckerGroup
 
@@ -191,21 +192,11 @@ def factor_layer(layer: MatrixLayer, group: AnyGroup) -> FactorLayer:
         raise ValueError(f"a layer with {lost} of its own would lose them; remove them, or leave it out of the plan")
     factors = _unfilled(layer, group)
     for parameter in factors.parameters():
-        _like(parameter, layer.weight)
+        like(parameter, layer.weight)
     if layer.bias is not None:
         bias = nn.Parameter(layer.bias.detach().clone())
-        factors.with_bias.bias = _like(bias, layer.bias)
+        factors.with_bias.bias = like(bias, layer.bias)
     return factors.train(layer.training)
-
-
-def _like(parameter: nn.Parameter, old: Tensor) -> nn.Parameter:
-    """`parameter` trained or frozen, marked and laid out in memory as `old`."""
-    vars(parameter).update(vars(old))
-    last = old.ndim == 4 and old.is_contiguous(memory_format=torch.channels_last) and not old.is_contiguous()
-    if last and parameter.ndim == 4:
-        parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
-    parameter.requires_grad_(old.requires_grad)
-    return parameter
 
 
 def _unfilled(layer: MatrixLayer, group: AnyGroup) -> FactorLayer:
