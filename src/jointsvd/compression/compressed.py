@@ -95,13 +95,19 @@ def compress(
     if budget.timed and forward is not None:
         raise ValueError("a budget of time is measured on model(images), without a forward= of yours: give flops")
 
+    if not several_processes():
+        return _compressed(model, calibration, budget, means, task)
+    return _in_all(model, lambda: _compressed(model, calibration, budget, means, task))
+
+
+def _in_all(model: nn.Module, compressed: Callable[[], Compressed]) -> Compressed:
+    """What the first process gets, in all of them."""
+
     def work() -> tuple[Compressed, dict[str, Tensor]]:
-        result = _compressed(model, calibration, budget, means, task)
+        result = compressed()
         tensors = {key: tensor.detach().cpu() for key, tensor in unique_tensors(result.model).items()}
         return replace(result, model=nn.Identity()), tensors  # modules may hold what cannot be sent
 
-    if not several_processes():
-        return _compressed(model, calibration, budget, means, task)
     result, tensors = in_first_process(work)
     structure = build_structure(bake(copied(model)), result.plan)
     fill(structure, tensors)

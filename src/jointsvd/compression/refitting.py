@@ -52,10 +52,9 @@ def refit(
     kept where it helps images that it was not made for. All factors are `balanced` in the end. Returns `compressed`.
 
     loader: the same as for `collect_statistics`; all its images pass at once. trial: of `trial_of`, if it was made
-    already; it is used up. Layers that run more than once stay what they were, and so do groups with two branches or a
-    Tucker-2. Raises ValueError as `collect_statistics` and
-    `check_structure` do, for images of several sizes, and for a network that does not take the images of a batch one
-    by one (`check_independent`).
+    already; it is used up. task: the same, too. Layers that run more than once stay what they were, and so do groups
+    with two branches or a Tucker-2. Raises ValueError as `collect_statistics` and `check_structure` do, for images of
+    several sizes, and for a network that does not take the images of a batch one by one (`check_independent`).
     """
     check_structure(compressed, plan)
     check_sizes(loader, task)

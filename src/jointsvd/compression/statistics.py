@@ -84,11 +84,11 @@ def collect_statistics(model: nn.Module, loader: Loader, *, seed: int = 0, task:
 
     loader: batches, or tuples whose first item is one, each brought to the model's device. The gradients are those of
     H^1/2 e, H being the Fisher information of the logits under the model's own predictions, a softmax over dimension 1,
-    and e drawn (by `seed`) from a normal distribution, a few times an image: in the mean their second moment
-    is the exact one, with less noise than that of classes drawn. task: how the network is asked, which of its outputs
-    count, and another loss than this one. `model` is left as it was. Raises ValueError for a
-    loader that is empty or gives no images, for images that hold NaN, are on the meta device, of another dtype or shape
-    than the model takes, for a model in half precision or on the meta device, and for one that returns no logits.
+    and e drawn (by `seed`) from a normal distribution, a few times an image: in the mean their second moment is the
+    exact one, with less noise than that of classes drawn. task: how the network is asked, which of its outputs count,
+    and another loss than this one. `model` is left as it was. Raises ValueError for a loader that is empty or gives no
+    images, for images that hold NaN, are on the meta device, of another dtype or shape than the model takes, for a
+    model in half precision or on the meta device, and for one that returns no logits.
     """
     moments, copy = _Moments(), copied(model).requires_grad_(False)
     moments.watch(copy)
