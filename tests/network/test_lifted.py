@@ -150,6 +150,13 @@ def test_depthwise_convs_stay():
     assert named == {"depth": "grouped conv (16 groups)"}
 
 
+def test_budgets_of_time_leave_them_alone():
+    """Dressed up, the dense network would take another time, and what is faster than that says nothing."""
+    result = compress(Groups().eval(), [images(Groups)], latency_ms=1000)
+    assert not any(isinstance(module, Lifted) for module in result.model.modules())
+    assert "a" in {line["name"] for line in result.untouched}
+
+
 def test_an_output_size_of_overlapping_blocks_is_refused():
     layer = lift(nn.Sequential(nn.ConvTranspose2d(4, 4, 2, 2)))[0]
     assert layer(torch.zeros(1, 4, 3, 3), output_size=[6, 6]).shape[-1] == 6

@@ -124,7 +124,7 @@ def _budget(budget: Budget | None, given: Mapping[str, float | None]) -> Budget:
 
 def _compressed(model: nn.Module, calibration: Loader, budget: Budget, means: Means, task: Task) -> Compressed:
     own = bake(copied(model))  # whatever a forward does to a network, it does to this one
-    model = lift(copied(own))
+    model = own if budget.timed else lift(copied(own))  # lifted, the dense network would take another time
     whole = list(calibration) if means.refit or isinstance(calibration, Iterator) else calibration  # it runs twice
     if means.refit:
         check_sizes(whole, task)
