@@ -15,7 +15,9 @@ from jointsvd.network.files import load_compressed, load_with_header, save_compr
 from jointsvd.network.groups import find_groups
 from jointsvd.network.plan import Group, Plan, TuckerGroup
 from jointsvd.network.rules import plan_compression
+from jointsvd.network.shared import check_sharing
 from jointsvd.network.surgery import apply_plan, build_structure, compress_model
+from jointsvd.network.tensors import unique_tensors
 
 __version__ = "0.2.0"
 __all__ = [
@@ -30,6 +32,7 @@ __all__ = [
     "apply_plan",
     "bijsvd",
     "build_structure",
+    "check_sharing",
     "collect_statistics",
     "compress",
     "compress_model",
@@ -52,4 +55,5 @@ __all__ = [
     "save_compressed",
     "truncated_svd",
     "tucker2",
+    "unique_tensors",
 ]

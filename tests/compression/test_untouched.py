@@ -16,10 +16,10 @@ class Mixed(nn.Module):
         super().__init__()
         self.scale = nn.Parameter(torch.ones(8, 1, 1))
         self.stem, self.norm = nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8)
-        self.grouped, self.mine = nn.Conv2d(8, 8, 3, padding=1, groups=4), MyConv(8, 8, 3, padding=1)
-        self.tied, self.again = (nn.Conv2d(8, 8, 3, padding=1) for _ in range(2))
+        self.grouped, self.mine = nn.Conv2d(8, 8, 3, padding=1, groups=8), MyConv(8, 8, 3, padding=1)
+        self.tied, self.again = (nn.Conv2d(8, 8, 3, padding=padding) for padding in (1, 2))
         self.again.weight = self.tied.weight
-        self.transposed, self.last_norm = nn.ConvTranspose2d(8, 8, 2, 2), nn.LayerNorm(8)
+        self.transposed, self.last_norm = nn.ConvTranspose2d(8, 8, 3, 2), nn.LayerNorm(8)
         self.idle, self.ignored, self.head = nn.Linear(8, 8), nn.Linear(8, 8), nn.Linear(8, 5)
 
     def forward(self, x):
@@ -40,11 +40,11 @@ def test_reasons(result):
     reasons = {line["name"]: line["reason"] for line in result.untouched}
     assert reasons == {
         "": "no Conv2d or Linear",
-        "grouped": "grouped conv (4 groups)",
+        "grouped": "grouped conv (8 groups)",
         "mine": "a subclass of Conv2d may compute something else",
         "tied": "shares its weight with another layer",
         "again": "shares its weight with another layer",
-        "transposed": "no Conv2d or Linear",
+        "transposed": "transposed conv of groups, or whose kernels overlap",
         "idle": "did not run",
         "ignored": "its output changed nothing",
         "norms": "norm",

@@ -41,7 +41,10 @@ def test_the_page_is_self_contained(page):
 
 
 def test_names_are_escaped(page):
-    text = page(untouched=[{"name": "<i>x</i>", "class": "Conv2d", "parameters": 9, "reason": "grouped & small"}])
+    text = page(
+        untouched=[{"name": "<i>x</i>", "class": "Conv2d", "parameters": 9, "share": 1.25, "reason": "grouped & small"}]
+    )
+    assert "9 (1.2 %)" in without_scripts(text)
     for name in (
         "layer1.conv1",
         "a.&lt;b&gt;odd&lt;/b&gt;",

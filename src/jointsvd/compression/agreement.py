@@ -5,19 +5,25 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from jointsvd.compression.calibration import Loader, images_of, run_batches
+from jointsvd.compression import losses
+from jointsvd.compression.batches import part, size
+from jointsvd.compression.calibration import TASK, Loader, run_batches
+from jointsvd.compression.norms import Channels
+from jointsvd.compression.task import Task
+from jointsvd.network.copying import copied
 
 
 @dataclass(frozen=True)
 class Agreement:
-    """kl: mean Kullback-Leibler divergence of the compressed network's predictions from the dense one's, nats an image.
-    top1_agreement: percent of the images on which both find the same class most likely."""
+    """kl: mean Kullback-Leibler divergence of the compressed network's predictions from the dense one's, nats an image;
+    for a loss of the user's half the mean square of its change. top1_agreement: percent of the predictions that are
+    one; None where the outputs are no logits."""
 
     images: int
     kl: float
-    top1_agreement: float
+    top1_agreement: float | None
 
     def as_dict(self, predicted: float) -> dict[str, Any]:
         """Beside the divergence that was predicted."""
@@ -25,31 +31,49 @@ class Agreement:
 
 
 @torch.no_grad()
-def agreement(dense: nn.Module, compressed: nn.Module, loader: Loader) -> Agreement:
-    """Of two networks that return logits (N, ..., classes), on the images of `loader`. Raises ValueError as
+def agreement(dense: nn.Module, compressed: nn.Module, loader: Loader, task: Task = TASK) -> Agreement:
+    """Of two networks that return what `task` says, on the images of `loader`. Raises ValueError as
     `collect_statistics`."""
-    num, kl, same = 0, 0.0, 0.0
-    for images, logits in run_batches(dense, loader):
-        ((_, others),) = run_batches(compressed, [images])
-        p, q = (x.flatten(0, -2).double().log_softmax(-1) for x in (logits, others))
-        kl += float((p.exp() * (p - q)).sum())
-        same += float((p.argmax(-1) == q.argmax(-1)).double().mean()) * len(images)
-        num += len(images)
+    dense, compressed = copied(dense), copied(compressed)
+    if task.kind is None:
+        return _of_scalars(dense, compressed, loader, task)
+    num, kl, same, spread = 0, 0.0, 0.0, Channels()
+    for batch, output in run_batches(dense, loader, task):
+        ((_, other),) = run_batches(compressed, [batch], task)
+        p, q = (losses.rows(task.kind, x).double() for x in (output, other))
+        kl += float(losses.divergence(task.kind, p, q))
+        same += (losses.same(task.kind, p, q) or 0.0) * size(batch)
+        num += size(batch)
+        spread.add(output)
+    if task.kind == "gaussian":
+        return Agreement(num, kl / num / spread.variance, None)
     return Agreement(num, kl / num, 100 * same / num)
+
+
+def _of_scalars(dense: nn.Module, compressed: nn.Module, loader: Loader, task: Task) -> Agreement:
+    """Image by image."""
+    squares = []
+    for batch in loader:
+        given = task.batch(batch)
+        for index in range(size(given)):
+            one = [part(given, slice(index, index + 1))]
+            ((_, output),), ((_, other),) = (run_batches(network, one, task) for network in (dense, compressed))
+            squares.append(float(task.value(other) - task.value(output)) ** 2)
+    return Agreement(len(squares), sum(squares) / len(squares) / 2, None)
 
 
 class Part:
     """The images of a loader whose number, counted in rounds of `every`, is one of `places`."""
 
-    def __init__(self, loader: Loader, every: int, places: Iterable[int]):
-        self.loader, self.every, self.places = loader, every, torch.tensor(sorted(places))
+    def __init__(self, loader: Loader, every: int, places: Iterable[int], task: Task = TASK):
+        self.loader, self.every, self.places, self.task = loader, every, torch.tensor(sorted(places)), task
 
-    def __iter__(self) -> Iterator[Tensor]:
+    def __iter__(self) -> Iterator[Any]:
         start = 0
-        for batch in self.loader:
-            images = images_of(batch)
-            numbers = torch.arange(start, start + len(images)) % self.every
-            start += len(images)
+        for given in self.loader:
+            batch = self.task.batch(given)
+            numbers = torch.arange(start, start + size(batch)) % self.every
+            start += size(batch)
             chosen = torch.isin(numbers, self.places)
             if chosen.any():
-                yield images[chosen.to(images.device)]
+                yield part(batch, chosen)

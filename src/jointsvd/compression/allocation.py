@@ -6,7 +6,7 @@ at which error and price together are least, or stays dense, and the prices at w
 bisection. Errors are those on images that did not shape the factors (`held_out.py`).
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from math import inf
@@ -77,18 +77,19 @@ def plan_for_budget(
 
 def check_budget(
     model: nn.Module,
-    image: Tensor,
+    image: Any,
     budget: Budget,
     *,
     times: LayerTimes | None = None,
     rank_multiple: int = Means.rank_multiple,
+    ask: Callable[[nn.Module, Any], Any] = nn.Module.__call__,
 ) -> None:
     """Raises ValueError as `plan_for_budget` does, without statistics; a budget of time is not looked at without times.
 
-    image: (1, ...), on the model's device, which may be "meta".
+    image: (1, ...), on the model's device, which may be "meta". ask: runs the network on it.
     """
     means = Means(rank_multiple=rank_multiple)
-    _limits(_task(model, budget, *usage(model, image), times), means.rank_multiple)
+    _limits(_task(model, budget, *usage(model, image, ask), times), means.rank_multiple)
 
 
 def _task(

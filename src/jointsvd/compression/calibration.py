@@ -1,22 +1,25 @@
 """Calibration images run through a network, and batch norms measured again on them."""
 
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from copy import deepcopy
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from jointsvd.compression.batches import mapped, size
+from jointsvd.compression.task import Task, beside, differentiable
 from jointsvd.network.random_state import random_state_kept
 
-Loader = Iterable[Any]  # of batches (N, ...), or of tuples whose first item is one
+Loader = Iterable[Any]  # of batches (N, ...), or of tuples whose first item is one; of others with a `Task`'s forward
+TASK = Task()  # images in, logits out
 
 
 @random_state_kept()
 @torch.no_grad()
-def recalibrate_batchnorm(model: nn.Module, loader: Loader) -> nn.Module:
+def recalibrate_batchnorm(model: nn.Module, loader: Loader, task: Task = TASK) -> nn.Module:
     """Measure the running mean and variance of every batch norm again, in place, as the averages over the batches of
     `loader` (equal batches give exact averages). Nothing else trains or changes. Returns `model`.
 
@@ -28,7 +31,7 @@ def recalibrate_batchnorm(model: nn.Module, loader: Loader) -> nn.Module:
     """
     norms = [module for module in model.modules() if isinstance(module, _BatchNorm)]
     with measured_again(norms) as tracked:
-        for _ in run_batches(model, loader, training=tracked):
+        for _ in run_batches(model, loader, task, training=tracked):
             pass
     return model
 
@@ -55,9 +58,19 @@ def measured_again(norms: Iterable[_BatchNorm]) -> Iterator[list[_BatchNorm]]:
 
 
 def run_batches(
-    model: nn.Module, loader: Loader, *, training: Iterable[nn.Module] = (), differentiable: bool = False
-) -> Iterator[tuple[Tensor, Any]]:
-    """(images, output) of each batch, on the model's device; all modules but those `training` in evaluation mode."""
+    model: nn.Module,
+    loader: Loader,
+    task: Task = TASK,
+    *,
+    training: Iterable[nn.Module] = (),
+    gradients: bool = False,
+    during: Callable[[int], AbstractContextManager[None]] = lambda num: nullcontext(),
+) -> Iterator[tuple[Any, Any]]:
+    """(batch, output) of each batch, on the model's device; all modules but those `training` in evaluation mode.
+
+    gradients: whether they are to come back to the batch. during: entered, with the number of images, while the network
+    runs.
+    """
     parameter = next(model.parameters(), None)
     if parameter is not None and parameter.dtype not in (torch.float32, torch.float64):
         raise ValueError(f"calibration needs a model in float32, got {parameter.dtype}; call model.float()")
@@ -65,40 +78,15 @@ def run_batches(
     with _evaluating(model):
         for module in training:
             module.train()
-        for batch in loader:
-            images = beside(model, images_of(batch))
+        for given in loader:
+            batch = beside(model, task.batch(given))
             nothing = False
-            if not len(images) or not torch.isfinite(images).all():
-                raise ValueError("a calibration batch is empty, or holds NaN or infinite values")
-            if differentiable:
-                images = images.detach().clone().requires_grad_()
-            try:
-                output = model(images)
-            except RuntimeError as error:
-                shape = tuple(images.shape)
-                raise ValueError(
-                    f"the model cannot run on a calibration batch {shape} of {images.dtype}: {error}"
-                ) from error
-            yield images, output
+            asked = differentiable(batch) if gradients else mapped(torch.clone, batch)  # it may change in place
+            with during(size(batch)):
+                output = task.run(model, asked)
+            yield batch, output
     if nothing:
         raise ValueError("the calibration loader is empty")
-
-
-def beside(model: nn.Module, images: Tensor) -> Tensor:
-    """`images` on the model's device. Raises ValueError if either is on the meta device, which holds no values."""
-    device = next((parameter.device for parameter in model.parameters()), images.device)
-    for what, where in (("the model", device), ("a calibration batch", images.device)):
-        if where.type == "meta":
-            raise ValueError(f"{what} is on the meta device, without values: calibration needs them on a real one")
-    return images.to(device)
-
-
-def images_of(batch: Any) -> Tensor:
-    images = batch[0] if isinstance(batch, list | tuple) and batch else batch
-    if not isinstance(images, Tensor) or images.ndim < 2 or not images.is_floating_point():
-        got = f"{images.dtype} {tuple(images.shape)}" if isinstance(images, Tensor) else type(images).__name__
-        raise ValueError(f"calibration needs batches of images as floats, or tuples that begin with one; got {got}")
-    return images
 
 
 @contextmanager

@@ -1,15 +1,18 @@
 """`compress`: a trained network and calibration images in, the network at a budget out."""
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from copy import deepcopy
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
+from jointsvd.compression import losses
 from jointsvd.compression.agreement import Part, agreement
 from jointsvd.compression.allocation import check_budget, plan_for_budget
+from jointsvd.compression.batches import part
 from jointsvd.compression.budget import Budget, Means
 from jointsvd.compression.calibration import Loader, run_batches
 from jointsvd.compression.layer_times import LayerTimes, measure_layer_times
@@ -17,12 +20,16 @@ from jointsvd.compression.options import Choice
 from jointsvd.compression.processes import in_first_process, several_processes
 from jointsvd.compression.refitting import check_sizes, match_norms, trial_of
 from jointsvd.compression.refitting import refit as _refit
+from jointsvd.compression.rehearsal import rehearse
 from jointsvd.compression.report import report_of
 from jointsvd.compression.statistics import Statistics, collect_statistics
 from jointsvd.compression.suitability import problems
-from jointsvd.compression.tuning import Tuned
-from jointsvd.compression.tuning import tune as tune_
-from jointsvd.compression.untouched import untouched
+from jointsvd.compression.task import Task
+from jointsvd.compression.tuning import Tuned, check_tuning, tune
+from jointsvd.compression.untouched import matrix_layers, untouched
+from jointsvd.network.copying import bake, copied
+from jointsvd.network.cost import usage
+from jointsvd.network.lifted import lift
 from jointsvd.network.plan import Plan
 from jointsvd.network.random_state import random_state_kept
 from jointsvd.network.surgery import apply_plan, build_structure
@@ -41,8 +48,9 @@ class Compressed:
     parameters and FLOPs of an image before and after, and the predicted change of the network's output (KL divergence,
     nats an image), as images tell that did not shape the factors, beside that of the factors found on the images that
     did, before they were fitted again. untouched: the layers with parameters that no choice was made for, by name,
-    class, parameters and reason. held_out: `Agreement` with the dense network on calibration images that shaped nothing
-    (images, kl, top1_agreement) beside predicted_kl; None if there were too few. tuned: what `tune` did, if asked."""
+    class, parameters, share of the network's (percent) and reason. held_out: `Agreement` with the dense network on
+    calibration images that shaped nothing (images, kl, top1_agreement) beside predicted_kl; None if there were too few.
+    tuned: what `tune` did, if asked."""
 
     model: nn.Module
     plan: Plan
@@ -53,16 +61,16 @@ class Compressed:
 
 
 @random_state_kept()
+@torch.inference_mode(False)
 def compress(
     model: nn.Module,
     calibration: Loader,
     budget: Budget | None = None,
     *,
-    share: bool = Means.share,
-    refit: bool = Means.refit,
-    rank_multiple: int = Means.rank_multiple,
-    tune: int | None = Means.tune,
-    **budgets: float | None,
+    output: Callable[[Any], Any] | None = Task.output,
+    loss: losses.Kind | Callable[[Any], Tensor] = Task.loss,
+    forward: Callable[[nn.Module, Any], Any] | None = Task.forward,
+    **options: Any,
 ) -> Compressed:
     """A copy of `model` that keeps a `Budget`, given as such or by its fields: ``compress(model, images, params=22)``.
     `model` stays as it was.
@@ -73,25 +81,39 @@ def compress(
     calibration: some hundred images as batches, or as tuples whose first item is one; labels are not used. The ranks of
     all convs and linear layers, and which of them share a factor, are chosen to change the network's output least on
     images that did not shape the factors; batch norms behind them are corrected (`match_norms`). Every eighth image
-    shapes nothing: the result is compared with the dense network there. share: whether layers may share factors.
-    refit: whether each layer's factors are then fitted behind the layers compressed before it, which takes memory for
-    all images at once. rank_multiple: ranks are multiples of it. tune: steps of training towards the dense network
-    (`tune`), without labels; one more image in eight then says how many of them are kept. None: nothing is trained.
+    shapes nothing: the result is compared with the dense network there.
+
+    output, loss, forward: of a `Task`: what counts of the network's output (``output=lambda y: y["out"]``), what a
+    change of it costs ("classes", "binary", "gaussian", or a function that gives a scalar), how the network takes a
+    batch that is not images alone (``forward=lambda model, batch: model(**batch)``).
+    options: the fields of a `Budget`, and of `Means`: share, whether layers may share factors; refit, whether each
+    layer's factors are then fitted behind the layers compressed before it, which takes memory for all images at once;
+    rank_multiple, of which ranks are multiples; tune, steps of training towards the dense network (`tune`), without
+    labels, of which one more image in eight says how many are kept (None: nothing is trained).
 
     In torch.distributed all processes call it, rank 0 does the work on its own images, and all get its network. Raises
-    ValueError as `collect_statistics` and `plan_for_budget` do, for bad budgets before anything runs.
+    ValueError as `collect_statistics` and `plan_for_budget` do, for bad budgets before anything runs, and for networks
+    that cannot be copied or cannot run with factors in them, before anything long.
     """
-    budget, means = _budget(budget, budgets), Means(share, refit, rank_multiple, tune)
+    means = Means(**{field.name: options.pop(field.name) for field in fields(Means) if field.name in options})
+    budget, task = _budget(budget, options), Task(forward, output, loss)
+    if budget.timed and forward is not None:
+        raise ValueError("a budget of time is measured on model(images), without a forward= of yours: give flops")
     if not several_processes():
-        return _compressed(model, calibration, budget, means)
+        return _compressed(model, calibration, budget, means, task)
+    return _in_all(model, lambda: _compressed(model, calibration, budget, means, task))
+
+
+def _in_all(model: nn.Module, compressed: Callable[[], Compressed]) -> Compressed:
+    """What the first process gets, in all of them."""
 
     def work() -> tuple[Compressed, dict[str, Tensor]]:
-        result = _compressed(model, calibration, budget, means)
+        result = compressed()
         tensors = {key: tensor.detach().cpu() for key, tensor in unique_tensors(result.model).items()}
         return replace(result, model=nn.Identity()), tensors  # modules may hold what cannot be sent
 
     result, tensors = in_first_process(work)
-    structure = build_structure(model, result.plan)
+    structure = build_structure(bake(copied(model)), result.plan)
     fill(structure, tensors)
     return replace(result, model=structure)
 
@@ -104,45 +126,55 @@ def _budget(budget: Budget | None, given: Mapping[str, float | None]) -> Budget:
     return budget or Budget(**given)
 
 
-def _compressed(model: nn.Module, calibration: Loader, budget: Budget, means: Means) -> Compressed:
+def _compressed(model: nn.Module, calibration: Loader, budget: Budget, means: Means, task: Task) -> Compressed:
+    own = bake(copied(model))  # whatever a forward does to a network, it does to this one
+    model = own if budget.timed else lift(copied(own))  # lifted, the dense network would take another time
     whole = list(calibration) if means.refit or isinstance(calibration, Iterator) else calibration  # it runs twice
     if means.refit or means.tune:
-        check_sizes(whole)
-    if means.tune and not list(Part(whole, _ROUND, [_JUDGING])):
-        raise ValueError(f"tune needs {_JUDGING + 1} calibration images or more, of which one judges it")
-    loader = Part(whole, _ROUND, _shaping(means))
-    image = next(run_batches(model, loader))[0][:1]
-    times = _times(model, image, budget, means)
+        check_sizes(whole, task)
+    if means.tune:
+        check_tuning(list(Part(whole, _ROUND, [_JUDGING], task)), task)
+    loader = Part(whole, _ROUND, _shaping(means), task)
+    image, times = _tried_out(model, loader, budget, means, task)
     _log.info("Measuring what the layers do on the calibration images")
-    statistics = collect_statistics(model, loader)
-    for problem in problems(model, loader, statistics):
+    statistics = collect_statistics(model, loader, task=task)
+    for problem in problems(model, loader, statistics, task):
         _log.warning(problem)
     _log.info("Choosing ranks and shared factors of %d layers", len(statistics.inputs))
     ways: dict[str, Any] = {"share": means.share, "rank_multiple": means.rank_multiple}
     plan, choices = plan_for_budget(model, statistics, budget, times=times, **ways)
-    trial, predicted = _tried(model, plan, statistics, loader)
+    left, model = untouched(model, statistics), lift(own, {name for group in plan.groups for name in group.members})
+    trial, predicted = _tried(model, plan, statistics, loader, task)
     plan = replace(plan, settings={**plan.settings, "predicted_kl": predicted})
     compressed, report = _factored(model, plan, choices, statistics)
     _log.info("Fitting factors and batch norms behind compressed layers" if means.refit else "Correcting batch norms")
     if means.refit:
-        _refit(model, compressed, plan, statistics, loader, trial)
+        _refit(model, compressed, plan, statistics, loader, trial, task)
     else:
-        match_norms(model, compressed, loader)
+        match_norms(model, compressed, loader, task)
     if times:
         plan = replace(plan, settings={**plan.settings, "measured_milliseconds": _timed(compressed, image, plan)})
-    tuned = _tuned(model, compressed, whole, means)
-    left = untouched(model, statistics.positions, statistics.inputs)
-    return Compressed(compressed, plan, report, left, _held_out(model, compressed, plan, whole), tuned)
+    tuned = _tuned(model, compressed, whole, means, task)
+    return Compressed(compressed, plan, report, left, _held_out(model, compressed, plan, whole, task), tuned)
 
 
-def _times(model: nn.Module, image: Tensor, budget: Budget, means: Means) -> LayerTimes | None:
-    """What a budget of time needs. Raises ValueError for a budget that cannot be kept, if possible before measuring."""
-    check_budget(model, image, budget, rank_multiple=means.rank_multiple)
+def _tried_out(
+    model: nn.Module, loader: Loader, budget: Budget, means: Means, task: Task
+) -> tuple[Any, LayerTimes | None]:
+    """One image, and what a budget of time needs. Raises ValueError for a network that cannot be compressed and for a
+    budget that cannot be kept, if possible before measuring."""
+    batch, output = next(run_batches(copied(model), loader, task))
+    if task.kind is None:
+        task.value(output)
+    image = part(batch, slice(0, 1))
+    check_budget(model, image, budget, rank_multiple=means.rank_multiple, ask=task.ask)
+    names = [name for name, _ in matrix_layers(model, usage(model, image, task.ask)[0])]
+    rehearse(model, batch, names, task, refit=means.refit)
     if not budget.timed:
-        return None
+        return image, None
     times = measure_layer_times(model, image)
     check_budget(model, image, budget, times=times, rank_multiple=means.rank_multiple)
-    return times
+    return image, times
 
 
 def _factored(
@@ -153,15 +185,17 @@ def _factored(
     return compressed, report_of(choices, model, compressed, statistics)
 
 
-def _tried(model: nn.Module, plan: Plan, statistics: Statistics, loader: Loader) -> tuple[nn.Module, float | None]:
+def _tried(
+    model: nn.Module, plan: Plan, statistics: Statistics, loader: Loader, task: Task
+) -> tuple[nn.Module, float | None]:
     """A trial of the plan, whose factors the last fold of the images did not shape, and its KL divergence there: what
     layers do to each other is in it, which the sum of their errors leaves out. None for one image."""
     _log.info("Trying the plan on a fold of the images")
     trial, folds = trial_of(model, plan, statistics), statistics.num_folds
     if folds < 2:
         return trial, None
-    others, last = Part(loader, folds, range(folds - 1)), Part(loader, folds, [folds - 1])
-    return trial, agreement(model, match_norms(model, trial, others), last).kl
+    others, last = Part(loader, folds, range(folds - 1), task), Part(loader, folds, [folds - 1], task)
+    return trial, agreement(model, match_norms(model, trial, others, task), last, task).kl
 
 
 def _shaping(means: Means) -> set[int]:
@@ -169,24 +203,27 @@ def _shaping(means: Means) -> set[int]:
     return set(range(_ROUND)) - ({_HELD_OUT, _JUDGING} if means.tune else {_HELD_OUT})
 
 
-def _tuned(model: nn.Module, compressed: nn.Module, whole: Loader, means: Means) -> Tuned | None:
+def _tuned(model: nn.Module, compressed: nn.Module, whole: Loader, means: Means, task: Task) -> Tuned | None:
     if not means.tune:
         return None
-    found = tune_(model, compressed, Part(whole, _ROUND, _shaping(means)), Part(whole, _ROUND, [_JUDGING]), means.tune)
+    shaping, judging = (Part(whole, _ROUND, places, task) for places in (_shaping(means), {_JUDGING}))
+    found = tune(model, compressed, shaping, judging, means.tune, task=task)
     text = "%d of %d steps of tuning were kept; KL on images apart %.3g nats before, %.3g now"
     _log.info(text, found.steps, means.tune, found.kl_before, found.kl)
     return found
 
 
-def _held_out(model: nn.Module, compressed: nn.Module, plan: Plan, whole: Loader) -> dict[str, Any] | None:
+def _held_out(model: nn.Module, compressed: nn.Module, plan: Plan, whole: Loader, task: Task) -> dict[str, Any] | None:
     """Logged beside what was predicted, as a warning if it is more than twice as much."""
-    images = list(Part(whole, _ROUND, [_HELD_OUT]))
+    images = list(Part(whole, _ROUND, [_HELD_OUT], task))
     if not images:
         return None
-    predicted, found = plan.settings["predicted_kl"] or 0.0, agreement(model, compressed, images)
-    text = "on %d held-out images the prediction is the dense network's in %.1f %%; KL %.3g nats, predicted %.3g"
+    predicted, found = plan.settings["predicted_kl"] or 0.0, agreement(model, compressed, images, task)
+    same = found.top1_agreement
+    alike = "" if same is None else f" the prediction is the dense network's in {same:.1f} %;"
     say = _log.warning if found.kl > 2 * predicted + 1e-6 else _log.info
-    say(text, found.images, found.top1_agreement, found.kl, predicted)
+    text = "on %d held-out images%s KL %.3g nats, predicted %.3g"
+    say(text, found.images, alike, found.kl, predicted)
     return found.as_dict(predicted)
 
 

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from jointsvd.compression.processes import in_first_process
 from jointsvd.network.atomic import write_atomic
+from jointsvd.network.interface import input_of
 from jointsvd.network.layers import is_matrix, unfolded_shape
 from jointsvd.network.plan import Group, Plan
 from jointsvd.network.random_state import random_state_kept
@@ -97,7 +98,9 @@ def _keys(model: nn.Module, images: Tensor) -> dict[str, str]:
 
     matrices = {name: module for name, module in model.named_modules() if is_matrix(module)}
     hooks = [
-        module.register_forward_pre_hook(lambda _, args, name=name: keep(name, args[0]))
+        module.register_forward_pre_hook(
+            lambda _, args, kwargs, name=name: keep(name, input_of(args, kwargs)), with_kwargs=True
+        )
         for name, module in matrices.items()
     ]
     try:

@@ -11,8 +11,8 @@ _DEAD = 1e-6  # of the variance that the norm divides by: a channel that moves l
 
 
 @dataclass
-class _Channels:
-    """Mean and variance of each channel, over all that was added."""
+class Channels:
+    """Mean and variance of each channel (dimension 1), over all that was added."""
 
     num: int = 0
     sums: Tensor = field(default_factory=lambda: torch.zeros(2, 1))
@@ -28,6 +28,12 @@ class _Channels:
         mean, square = self.sums / self.num
         return mean, (square - mean.square()).clamp_min(0)
 
+    @property
+    def variance(self) -> float:
+        """Mean of the channels'; where they do not vary, as in one image, their mean square, or 1 if that is 0."""
+        mean, variance = self.moments
+        return float(variance.mean()) or float(mean.square().mean()) or 1.0
+
 
 class MatchedNorm(nn.Module):
     """A batch norm of the dense network for the first half of a batch, and the one in its place in the compressed
@@ -38,7 +44,7 @@ class MatchedNorm(nn.Module):
     def __init__(self, dense: _BatchNorm, compressed: _BatchNorm):
         super().__init__()
         self.dense, self.compressed = dense, compressed
-        self.wanted, self.found, self.differ = _Channels(), _Channels(), False
+        self.wanted, self.found, self.differ = Channels(), Channels(), False
 
     def forward(self, batch: Tensor) -> Tensor:
         x, y = batch.chunk(2)

@@ -12,22 +12,21 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from copy import deepcopy
 from functools import partial
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from jointsvd.compression.calibration import (
-    Loader,
-    beside,
-    images_of,
-    run_batches,
-)
+from jointsvd.compression.batches import joined, part, shapes, size
+from jointsvd.compression.calibration import TASK, Loader, run_batches
 from jointsvd.compression.fitting import Behind, fit, set_weight
 from jointsvd.compression.norms import MatchedNorm
 from jointsvd.compression.statistics import Statistics
+from jointsvd.compression.task import Task, beside
 from jointsvd.decomposition.weighted import balanced
+from jointsvd.network.copying import copied
+from jointsvd.network.interface import StandIn
 from jointsvd.network.layers import FactorPair, MatrixLayer, is_matrix, unfold
 from jointsvd.network.plan import Group, Plan
 from jointsvd.network.progress import bar
@@ -46,29 +45,30 @@ def refit(
     statistics: Statistics,
     loader: Loader,
     trial: nn.Module | None = None,
+    task: Task = TASK,
 ) -> nn.Module:
     """Fit the factors of `compressed` (`model` by `plan`) again, in place and in the order in which layers run, and
     correct its batch norms (`match_norms`). What shared factors span stays; a layer alone gets a new U and V. A fit is
     kept where it helps images that it was not made for. All factors are `balanced` in the end. Returns `compressed`.
 
     loader: the same as for `collect_statistics`; all its images pass at once. trial: of `trial_of`, if it was made
-    already; it is used up. Layers that run more than once stay what they were, and so do groups with two branches or a
-    Tucker-2. Raises ValueError as `collect_statistics` and
-    `check_structure` do, for images of several sizes, and for a network that does not take the images of a batch one
-    by one.
+    already; it is used up. task: the same, too. Layers that run more than once stay what they were, and so do groups
+    with two branches or a Tucker-2. Raises ValueError as `collect_statistics` and `check_structure` do, for images of
+    several sizes, and for a network that does not take the images of a batch one by one (`check_independent`).
     """
     check_structure(compressed, plan)
-    check_sizes(loader)
-    images = torch.cat([beside(model, images_of(batch)) for batch in loader])
+    check_sizes(loader, task)
+    images = joined([beside(model, task.batch(given)) for given in loader])
+    check_independent(model, part(images, slice(0, 2)), task)
     if trial is None:
         trial = trial_of(model, plan, statistics)
     fits = _fits(model, compressed, trial, plan, statistics)
-    fits = {name: fits[name] for name in _running_once(model, images[:1]) if name in fits}
+    fits = {name: fits[name] for name in _running_once(model, part(images, slice(0, 1)), task) if name in fits}
     with bar(total=len(fits), desc="Fitting layers") as progress:
-        twin = _twin(model, compressed, fits, progress.update)
+        twin = twin_of(model, compressed, fits, progress.update)
         with _unchanged_if_it_fails(compressed):
-            for _, outputs in run_batches(twin, [torch.cat([images, images])]):
-                _check_independent(model, images[:2], outputs[:2])
+            for _ in run_batches(twin, [joined([images, images])], task):
+                pass
     for group in plan.groups:
         pairs = [compressed.get_submodule(name) for name in group.members]
         if isinstance(group, Group) and all(isinstance(pair, FactorPair) for pair in pairs):
@@ -78,15 +78,15 @@ def refit(
 
 @random_state_kept()
 @torch.no_grad()
-def match_norms(model: nn.Module, compressed: nn.Module, loader: Loader) -> nn.Module:
+def match_norms(model: nn.Module, compressed: nn.Module, loader: Loader, task: Task = TASK) -> nn.Module:
     """Correct the batch norms of `compressed`, a network that `apply_plan` made of `model`, in place: behind layers
     that were factored their outputs get the mean and variance of the dense network's on the same images. Others stay
     as they are, to the bit. Returns `compressed`. Raises ValueError as `collect_statistics`."""
-    twin = _twin(model, compressed, {}, lambda: None)
+    twin = twin_of(model, compressed, {}, lambda: None)
     with _unchanged_if_it_fails(compressed):
-        for batch in loader:
-            images = beside(model, images_of(batch))
-            for _ in run_batches(twin, [torch.cat([images, images])]):
+        for given in loader:
+            images = beside(model, task.batch(given))
+            for _ in run_batches(twin, [joined([images, images])], task):
                 pass
     return compressed
 
@@ -101,9 +101,9 @@ def _unchanged_if_it_fails(network: nn.Module) -> Iterator[None]:
         raise
 
 
-def _twin(model: nn.Module, compressed: nn.Module, fits: Mapping[str, Fit], done: Callable[[], object]) -> nn.Module:
+def twin_of(model: nn.Module, compressed: nn.Module, fits: Mapping[str, Fit], done: Callable[[], object]) -> nn.Module:
     """Both networks side by side. done: called after each fit."""
-    twin = deepcopy(model)
+    twin = copied(model)
     for name, module in list(twin.named_modules()):
         other = compressed.get_submodule(name)
         if isinstance(module, _BatchNorm):
@@ -113,33 +113,52 @@ def _twin(model: nn.Module, compressed: nn.Module, fits: Mapping[str, Fit], done
     return twin
 
 
-def _check_independent(model: nn.Module, images: Tensor, outputs: Tensor) -> None:
-    """Raises ValueError unless these are the outputs of `images` by themselves, too."""
-    for _, expected in run_batches(model, [images]):
-        if not torch.allclose(outputs, expected, rtol=0, atol=1e-2 * float(expected.abs().max())):
-            raise ValueError("images of a batch affect each other in this network: compress with refit=False")
-
-
-def check_sizes(loader: Loader) -> None:
+def check_sizes(loader: Loader, task: Task = TASK) -> None:
     """Raises ValueError if `loader` is empty, or has images of several sizes."""
-    sizes = {images_of(batch).shape[1:] for batch in loader}
+    sizes = {shapes(task.batch(given)) for given in loader}
     if len(sizes) != 1:
         problem = "the calibration loader is empty" if not sizes else "refit runs all images at once"
         raise ValueError(f"{problem}: give images of one size, or refit=False")
 
 
-class _Halves(nn.Module):
+@torch.no_grad()
+def check_independent(model: nn.Module, images: Any, task: Task = TASK) -> None:
+    """Raises ValueError unless the first of these images has the same output by itself."""
+    if size(images) < 2:
+        return
+    network, first = copied(model), part(images, slice(0, 1))
+    outputs = [output for some in (images, first) for _, output in run_batches(network, [some], task)]
+    if not all(isinstance(output, Tensor) and output.ndim for output in outputs):
+        return  # of a loss of the user's
+    together, alone = outputs[0][:1], outputs[1]
+    if together.shape != alone.shape or not torch.allclose(
+        together, alone, rtol=0, atol=1e-2 * float(alone.abs().max())
+    ):
+        raise ValueError("images of a batch affect each other in this network: compress with refit=False")
+
+
+class _Halves(StandIn):
     """The dense layer for the first half of a batch; what stands for it, fitted first, for the second."""
 
     def __init__(self, dense: nn.Module, compressed: nn.Module, fit: Fit | None, done: Callable[[], object]):
         super().__init__()
+        self._take_sizes(dense)
         self.dense, self.compressed, self.fit, self.done = dense, compressed, fit, done
 
-    def forward(self, batch: Tensor) -> Tensor:
-        x, y = batch.chunk(2)
+    @property
+    def with_bias(self) -> nn.Module:
+        return self.dense
+
+    def multiplied(self) -> Tensor:
+        return cast(Tensor, self.dense.weight)
+
+    def forward(self, input: Tensor) -> Tensor:
+        x, y = input.chunk(2)
         outputs = self.dense(x)
         if self.fit:
-            self.fit(x, y, outputs)
+            with torch.autocast(input.device.type, enabled=False):
+                dtype = self.multiplied().dtype
+                self.fit(x.to(dtype), y.to(dtype), outputs.to(dtype))
             self.done()
         return torch.cat([outputs, self.compressed(y)])
 
@@ -169,13 +188,13 @@ def _fit(behind: Callable[..., Behind], pairs: tuple[FactorPair, FactorPair], gr
     fit(behind(*seen), *pairs, group)
 
 
-def _running_once(model: nn.Module, image: Tensor) -> list[str]:
+def _running_once(model: nn.Module, image: Any, task: Task) -> list[str]:
     """Names of the modules that run once."""
     calls: Counter[str] = Counter()
-    copy = deepcopy(model)
+    copy = copied(model)
     for name, module in copy.named_modules():
         module.register_forward_hook(lambda *_, name=name: calls.update([name]))
-    for _ in run_batches(copy, [image]):
+    for _ in run_batches(copy, [image], task):
         pass
     return [name for name, num in calls.items() if num == 1]
 

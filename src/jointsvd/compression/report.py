@@ -9,6 +9,7 @@ from jointsvd.compression.options import Choice
 from jointsvd.compression.statistics import Statistics
 from jointsvd.decomposition.metric import objective
 from jointsvd.network.layers import FactorPair, unfold
+from jointsvd.network.lifted import outer
 
 
 def report_of(
@@ -16,7 +17,7 @@ def report_of(
 ) -> list[dict[str, Any]]:
     """A line for each choice, in the network's order; `Compressed` says what is in it."""
     order = [name for name, _ in model.named_modules()]
-    choices = sorted(choices, key=lambda choice: order.index(choice.option.layers[0].name))
+    choices = sorted(choices, key=lambda choice: order.index(outer(choice.option.layers[0].name)))
     return [_line(choice, model, compressed, statistics) for choice in choices]
 
 
@@ -34,7 +35,7 @@ def _line(choice: Choice, model: nn.Module, compressed: nn.Module, statistics: S
         Cs, Gs = zip(*(statistics.measured(layer.name) for layer in layers), strict=True)
         reached = objective(Ws, Cs, Gs, [unfold(pair.u.weight) @ unfold(pair.v.weight) for pair in pairs])
     return {
-        "layers": [layer.name for layer in layers],
+        "layers": [layer.name if choice.rank else outer(layer.name) for layer in layers],
         "choice": choice.option.kind if choice.rank else "dense",
         "rank": choice.rank or None,
         "largest_rank": choice.option.largest_rank(1),

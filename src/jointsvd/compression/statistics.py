@@ -1,8 +1,8 @@
 """What a network does on calibration data: second moments of its layers' inputs and of the gradients that come back to
 their outputs, for several folds of the images. Labels are never used."""
 
-from collections.abc import Mapping
-from copy import deepcopy
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from operator import length_hint
@@ -12,9 +12,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from jointsvd.compression.calibration import Loader, run_batches
+from jointsvd.compression import losses
+from jointsvd.compression.batches import part, size
+from jointsvd.compression.calibration import TASK, Loader, run_batches
+from jointsvd.compression.norms import Channels
+from jointsvd.compression.task import Task
 from jointsvd.decomposition.metric import shrunk
+from jointsvd.network.copying import copied
 from jointsvd.network.cost import Positions, usage
+from jointsvd.network.interface import input_of
 from jointsvd.network.layers import MatrixLayer, is_matrix
 from jointsvd.network.progress import bar
 from jointsvd.network.random_state import random_state_kept
@@ -39,6 +45,7 @@ class Statistics:
     positions: Mapping[str, Positions]
     flops: int
     num_images: int
+    hidden: frozenset[str] = frozenset()  # layers that ran where no gradient comes back, under torch.no_grad
 
     @property
     def num_folds(self) -> int:
@@ -72,33 +79,45 @@ class Statistics:
 
 @random_state_kept()
 @torch.enable_grad()
-def collect_statistics(model: nn.Module, loader: Loader, *, seed: int = 0) -> Statistics:
+def collect_statistics(model: nn.Module, loader: Loader, *, seed: int = 0, task: Task = TASK) -> Statistics:
     """Second moments at every ungrouped Conv2d and every Linear of `model` that runs, in evaluation mode.
 
     loader: batches, or tuples whose first item is one, each brought to the model's device. The gradients are those of
-    H^1/2 e, H being the Fisher information of the logits under the model's own predictions, a softmax over its last
-    dimension, and e drawn (by `seed`) from a normal distribution, a few times an image: in the mean their second moment
-    is the exact one, with less noise than that of classes drawn. `model` is left as it was. Raises ValueError for a
-    loader that is empty or gives no images, for images that hold NaN, are on the meta device, of another dtype or shape
-    than the model takes, for a model in half precision or on the meta device, and for one that returns no logits.
+    H^1/2 e, H being the Fisher information of the logits under the model's own predictions, a softmax over dimension 1,
+    and e drawn (by `seed`) from a normal distribution, a few times an image: in the mean their second moment is the
+    exact one, with less noise than that of classes drawn. task: how the network is asked, which of its outputs count,
+    and another loss than this one. `model` is left as it was. Raises ValueError for a loader that is empty or gives no
+    images, for images that hold NaN, are on the meta device, of another dtype or shape than the model takes, for a
+    model in half precision or on the meta device, and for one that returns no logits.
     """
-    moments, copy = _Moments(), deepcopy(model).requires_grad_(False)
+    moments, copy = _Moments(), copied(model).requires_grad_(False)
     moments.watch(copy)
-    generator, num = torch.Generator().manual_seed(seed), 0
-    batches = run_batches(copy, loader, differentiable=True)
-    for images, output in bar(batches, "Measuring layers", total=length_hint(loader) or None):
-        image, logits = images[:1].detach(), _logits(output)
-        for draw in range(_DRAWS):
-            logits.backward(_sketch(logits.detach(), generator), retain_graph=draw < _DRAWS - 1)
-        num += len(images)
-    return Statistics(*moments.averages(), *usage(model, image), num)
+    generator, num, spread = torch.Generator().manual_seed(seed), 0, Channels()
+    batches = run_batches(copy, loader, task, gradients=True, during=moments.passing)
+    for batch, output in bar(batches, "Measuring layers", total=length_hint(loader) or None):
+        if not num:
+            image = part(batch, slice(0, 1))
+        _send_back(task, output, generator)
+        if task.kind == "gaussian":
+            spread.add(output.detach())
+        num += size(batch)
+    inputs, outputs = moments.averages()
+    if task.kind == "gaussian":
+        outputs = {name: moment / spread.variance for name, moment in outputs.items()}
+    hidden = frozenset(moments.hidden - outputs.keys())
+    return Statistics(inputs, outputs, *usage(model, image, task.ask), num, hidden)
 
 
-def _sketch(logits: Tensor, generator: torch.Generator) -> Tensor:
-    """H^1/2 e for each row of logits: with H = diag(p) - p p^T, a root of it is (I - p 1^T) diag(p)^1/2."""
-    p = logits.softmax(-1)
-    drawn = p.sqrt() * torch.randn(p.shape, generator=generator, dtype=p.dtype).to(p.device)
-    return drawn - p * drawn.sum(-1, keepdim=True)
+def _send_back(task: Task, output: Any, generator: torch.Generator) -> None:
+    """Gradients from an output of a batch to the layers."""
+    rows = task.value(output) if task.kind is None else losses.rows(task.kind, output)
+    if not rows.requires_grad:
+        raise ValueError("no gradient comes back from the output: the network runs under torch.no_grad, or detaches it")
+    if task.kind is None:
+        rows.backward()
+        return
+    for draw in range(_DRAWS):
+        rows.backward(losses.sketch(task.kind, rows.detach(), generator), retain_graph=draw < _DRAWS - 1)
 
 
 class _Moments:
@@ -110,17 +129,24 @@ class _Moments:
         self.rows: dict[str, Tensor] = {}  # gradients added up, by fold
         self.images = torch.zeros(FOLDS, dtype=torch.int64)
         self.folds = torch.empty(0, dtype=torch.int64)  # of the images of this batch
+        self.forward = False
+        self.hidden: set[str] = set()
 
     def watch(self, model: nn.Module) -> None:
-        model.register_forward_pre_hook(lambda _, args: self._begin(len(args[0])))
         for name, module in model.named_modules():
             if is_matrix(module):
-                module.register_forward_hook(partial(self._record, name))
+                module.register_forward_hook(partial(self._record, name), prepend=True, with_kwargs=True)
 
-    def _begin(self, num: int) -> None:
-        """Before a batch of `num` images."""
+    @contextmanager
+    def passing(self, num: int) -> Iterator[None]:
+        """The forward pass of `num` images: checkpointed layers run again when gradients come back."""
         self.folds = (torch.arange(num) + self.images.sum()) % FOLDS
         self.images += self.folds.bincount(minlength=FOLDS)
+        self.forward = True
+        try:
+            yield
+        finally:
+            self.forward = False
 
     def averages(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Over images, and over positions and images; of the layers that a gradient came back to."""
@@ -133,23 +159,31 @@ class _Moments:
                 averages[name] = sums[seen] / counts[seen, None, None].to(sums.device)
         return inputs, outputs
 
-    def _record(self, name: str, layer: MatrixLayer, inputs: tuple[Tensor], output: Tensor) -> None:
-        self._add(name, "in", strips(layer, inputs[0].detach()))
+    def _record(self, name: str, layer: MatrixLayer, args: Any, kwargs: Any, output: Tensor) -> Tensor | None:
+        if self.forward:
+            self._add(name, "in", strips(layer, input_of(args, kwargs).detach()))
+        if not torch.is_grad_enabled():
+            self.hidden.add(name)
+            return None
+        first = not output.requires_grad  # behind layers without gradients, which stop none of those to come
+        if first:
+            output = output.detach().requires_grad_()
         channels = 1 if isinstance(layer, nn.Conv2d) else -1  # a linear layer may see images too, channels last
-        if output.requires_grad:
-            output.register_hook(
-                lambda g: self._add(name, "out", g.movedim(channels, -1).reshape(-1, g.shape[channels]))
-            )
+        output.register_hook(lambda g: self._add(name, "out", g.movedim(channels, -1).reshape(-1, g.shape[channels])))
+        return output.clone() if first else None
 
+    @torch.no_grad()
     def _add(self, name: str, what: str, vectors: Tensor) -> None:
-        """vectors: (positions of all images, values), image by image."""
+        """vectors: (positions of all images, values), image by image; in half precision under autocast."""
+        vectors = vectors if vectors.dtype == torch.float64 else vectors.float()
         if (name, what) not in self.sums:
             size = (FOLDS, vectors.shape[1], vectors.shape[1])
             self.sums[name, what] = torch.zeros(size, dtype=torch.float64, device=vectors.device)
         folds = self.folds[torch.arange(len(vectors)) * len(self.folds) // len(vectors)]
-        for fold in folds.unique().tolist():
-            part = vectors[(folds == fold).to(vectors.device)]
-            self.sums[name, what][fold] += part.T @ part
+        with torch.autocast(vectors.device.type, enabled=False):
+            for fold in folds.unique().tolist():
+                rows = vectors[(folds == fold).to(vectors.device)]
+                self.sums[name, what][fold] += rows.T @ rows
         if what == "out":
             self.rows[name] = self.rows.get(name, 0) + folds.bincount(minlength=FOLDS)
 
@@ -174,9 +208,3 @@ def strips(layer: MatrixLayer, x: Tensor, *, axis: int = 0) -> Tensor:
     span = padded.shape[2] - dilation * (size - 1)
     rows = [padded[:, :, f * dilation : f * dilation + span : step] for f in range(size)]
     return torch.stack(rows, 1).permute(0, 3, 4, 1, 2).reshape(-1, size * x.shape[1])
-
-
-def _logits(output: Any) -> Tensor:
-    if not isinstance(output, Tensor) or output.ndim < 2 or output.shape[-1] < 2 or not output.requires_grad:
-        raise ValueError("calibration needs a network that returns one tensor of two or more logits")
-    return output.flatten(0, -2)

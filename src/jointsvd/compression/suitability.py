@@ -1,15 +1,17 @@
 """Whether calibration images suit a network: what they do to its first batch norm, the classes found, their number."""
 
 from collections.abc import Iterator
-from copy import deepcopy
 from math import exp, log
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from jointsvd.compression.calibration import Loader, run_batches
+from jointsvd.compression.batches import size
+from jointsvd.compression.calibration import TASK, Loader, run_batches
 from jointsvd.compression.statistics import Statistics
+from jointsvd.compression.task import Task
+from jointsvd.network.copying import copied
 
 _MOST = 256  # images that are looked at
 _SHIFT = 0.5  # standard deviations of the training images
@@ -17,14 +19,14 @@ _SPREAD = log(1.3)  # of the variance; photographs from elsewhere stay below, no
 _FEW = 1 / 4  # of a layer's directions
 
 
-def problems(model: nn.Module, loader: Loader, statistics: Statistics) -> list[str]:
+def problems(model: nn.Module, loader: Loader, statistics: Statistics, task: Task = TASK) -> list[str]:
     """What is wrong with the images of `loader`, each with what to do; nothing if they suit `model`.
 
     The thresholds were set on a ResNet-20 for digits and on EfficientNet-Lite0.
     """
-    first, logits = _look(model, loader)
+    first, logits = _look(model, loader, task)
     found = list(_of_norms(*first)) if first else []
-    found += [] if found else list(_of_classes(logits))
+    found += [] if found or logits is None else list(_of_classes(logits))
     return found + list(_of_directions(statistics))
 
 
@@ -63,26 +65,28 @@ def _of_directions(statistics: Statistics) -> Iterator[str]:
         )
 
 
-def _look(model: nn.Module, loader: Loader) -> tuple[tuple[float, float] | None, Tensor]:
-    """Shift and spread at the first batch norm that runs, if there is one, and the logits (N, classes)."""
+def _look(model: nn.Module, loader: Loader, task: Task) -> tuple[tuple[float, float] | None, Tensor | None]:
+    """Shift and spread at the first batch norm that runs, if there is one, and the logits (N, classes), of
+    a network that classifies images."""
     seen: list[tuple[Tensor, Tensor]] = []
-    copy, logits, num = deepcopy(model), [], 0
+    copy, logits, num = copied(model), [], 0
     for module in copy.modules():
         if isinstance(module, _BatchNorm) and module.running_var is not None:
             module.register_forward_pre_hook(lambda norm, args: seen.append(_deviations(norm, args[0])))
     firsts = []
     with torch.no_grad():
-        for images, output in run_batches(copy, loader):
+        for batch, output in run_batches(copy, loader, task):
             firsts += seen[:1]
             seen.clear()
-            logits.append(output.flatten(0, -2))
-            num += len(images)
+            if task.kind == "classes" and output.ndim == 2:
+                logits.append(output)
+            num += size(batch)
             if num >= _MOST:
                 break
     if not firsts:
-        return None, torch.cat(logits)
+        return None, torch.cat(logits) if logits else None
     shifts, spreads = (torch.stack(values).mean(0) for values in zip(*firsts, strict=True))
-    return (float(shifts.abs().median()), float(spreads.abs().median())), torch.cat(logits)
+    return (float(shifts.abs().median()), float(spreads.abs().median())), torch.cat(logits) if logits else None
 
 
 def _deviations(norm: _BatchNorm, x: Tensor) -> tuple[Tensor, Tensor]:

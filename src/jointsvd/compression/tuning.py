@@ -5,16 +5,19 @@ network's (Hinton et al., arXiv 1503.02531). Images that take no other part say 
 """
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from jointsvd.compression import losses
 from jointsvd.compression.agreement import agreement
-from jointsvd.compression.calibration import Loader, beside, images_of, run_batches
+from jointsvd.compression.batches import joined, part, size
+from jointsvd.compression.calibration import TASK, Loader, run_batches
+from jointsvd.compression.task import Task, beside
 from jointsvd.network.progress import bar
 from jointsvd.network.random_state import random_state_kept
 
@@ -34,22 +37,42 @@ class Tuned:
     seconds: float
 
 
+def check_tuning(apart: Sequence[Any], task: Task) -> None:
+    """Raises ValueError if a network cannot be tuned: without images apart, or by a loss of the user's, which says
+    nothing of what the dense network does."""
+    if not apart:
+        raise ValueError("tune needs 4 calibration images or more, of which one judges it")
+    if task.kind is None:
+        raise ValueError(f"tune needs a loss that compares two outputs, one of {', '.join(losses.KINDS)}")
+
+
 @random_state_kept()
-def tune(model: nn.Module, compressed: nn.Module, loader: Loader, apart: Loader, steps: int, *, seed: int = 0) -> Tuned:
+def tune(
+    model: nn.Module,
+    compressed: nn.Module,
+    loader: Loader,
+    apart: Loader,
+    steps: int,
+    *,
+    task: Task = TASK,
+    seed: int = 0,
+) -> Tuned:
     """Train `compressed`, which `compress` made of `model`, in place. Shared factors stay shared, and batch norms keep
     their running statistics. The weights kept are those, of eight looks on the way and the start, whose predictions are
     closest to the dense network's on the images of `apart`.
 
-    loader: images of one size, as for `compress`. seed: of the order of images. Raises ValueError as `agreement`.
+    loader: images of one size, as for `compress`. seed: of the order of images. Raises ValueError as `agreement` and
+    `check_tuning`.
     """
+    check_tuning(list(apart), task)
     start = time.perf_counter()
-    images = torch.cat([beside(model, images_of(batch)) for batch in loader])
-    before = agreement(model, compressed, apart).kl
+    before = agreement(model, compressed, apart, task).kl
     best, kept, state = before, 0, deepcopy(compressed.state_dict())
+    images = beside(model, joined([task.batch(batch) for batch in loader]))
     try:
-        for step in _steps(model, compressed, images, steps, seed):
+        for step in _steps(model, compressed, images, steps, task, seed):
             if step % max(steps // _LOOKS, 1) == 0 or step == steps:
-                found = agreement(model, compressed, apart).kl
+                found = agreement(model, compressed, apart, task).kl
                 if found < best:
                     best, kept, state = found, step, deepcopy(compressed.state_dict())
     finally:
@@ -58,19 +81,21 @@ def tune(model: nn.Module, compressed: nn.Module, loader: Loader, apart: Loader,
     return Tuned(kept, before, best, time.perf_counter() - start)
 
 
-def _steps(model: nn.Module, compressed: nn.Module, images: Tensor, steps: int, seed: int) -> Iterator[int]:
+def _steps(model: nn.Module, compressed: nn.Module, images: Any, steps: int, task: Task, seed: int) -> Iterator[int]:
     """The number of each step, when it is done."""
-    with torch.no_grad():
-        wanted = torch.cat([output for _, output in run_batches(model, images.split(_BATCH))]).log_softmax(-1)
+    assert task.kind
     parameters = [parameter for parameter in compressed.parameters() if parameter.requires_grad]
     optimizer = torch.optim.Adam(parameters, _RATE)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, _RATE, total_steps=steps, pct_start=0.1)
-    places = _places(len(images), torch.Generator().manual_seed(seed))
+    places = _places(size(images), torch.Generator().manual_seed(seed))
     for step in bar(range(1, steps + 1), "Tuning"):
-        chosen = next(places).to(images.device)
+        batch = part(images, next(places))
+        with torch.no_grad():
+            ((_, wanted),) = run_batches(model, [batch], task)
         with torch.enable_grad():
-            ((_, output),) = run_batches(compressed, [images[chosen]])
-            loss = F.kl_div(output.log_softmax(-1), wanted[chosen], log_target=True, reduction="sum") / len(chosen)
+            ((_, output),) = run_batches(compressed, [batch], task)
+            both = (losses.rows(task.kind, x) for x in (wanted, output))
+            loss = losses.divergence(task.kind, *both) / size(batch)
             optimizer.zero_grad()
             loss.backward()
         optimizer.step()

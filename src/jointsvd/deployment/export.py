@@ -4,7 +4,6 @@ A shared factor is stored once and used by all its layers, in ONNX as one initia
 """
 
 import warnings
-from copy import deepcopy
 from io import BytesIO
 
 import torch
@@ -12,7 +11,9 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from jointsvd.deployment.onnx_runtime import onnx_session, quiet
+from jointsvd.network.copying import copied
 from jointsvd.network.extras import extra
+from jointsvd.network.shared import check_sharing
 
 with extra("onnx"):
     import onnx_ir
@@ -26,8 +27,8 @@ def to_onnx(network: nn.Module, example: Tensor) -> bytes:
     """An ONNX file of `network` for batches of any size; its output is compared with PyTorch's in ONNX Runtime.
 
     example: (N, ...) two or more images on the network's device. The graph's input is "images", its output "logits".
-    Raises ValueError for a network in training mode, on another device or that cannot run on `example`, and
-    RuntimeError if the outputs differ by more than TOLERANCE.
+    Raises ValueError for a network in training mode, on another device, whose shared factors came apart, or that cannot
+    run on `example`, and RuntimeError if the outputs differ by more than TOLERANCE.
     """
     expected = _outputs(network, example)
     plain = _with_plain_norms(network)
@@ -74,6 +75,7 @@ def to_torch(network: nn.Module, example: Tensor) -> bytes:
 
 @torch.no_grad()
 def _outputs(network: nn.Module, example: Tensor) -> Tensor:
+    check_sharing(network)
     device = next(network.parameters()).device
     if any(module.training for module in network.modules()) or example.device != device or len(example) < 2:
         mode = "training" if any(module.training for module in network.modules()) else "evaluation"
@@ -97,7 +99,7 @@ def _check(expected: Tensor, found: Tensor) -> None:
 
 def _with_plain_norms(network: nn.Module) -> nn.Module:
     """A copy whose batch norms have mean 0 and variance 1, which are stored once; weight and bias do the rest."""
-    copy = deepcopy(network)
+    copy = copied(network)
     for norm in copy.modules():
         if isinstance(norm, _BatchNorm) and norm.running_mean is not None and norm.running_var is not None:
             scale = (norm.running_var + norm.eps).rsqrt()

@@ -11,18 +11,18 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn.utils import fuse_conv_bn_eval
 
+from jointsvd.network.copying import copied
+from jointsvd.network.interface import StandIn, input_of
 from jointsvd.network.layers import (
-    CoupledTuckerConv2d,
     FactorLayer,
     FactorPair,
     MatrixLayer,
     TuckerConv2d,
     TwoBranches,
-    fold,
     is_matrix,
-    unfold,
 )
 from jointsvd.network.random_state import random_state_kept
+from jointsvd.network.shared import check_sharing
 from jointsvd.network.surgery import replace
 from jointsvd.network.timing import latency
 
@@ -51,8 +51,10 @@ def prepare_for_inference(model: nn.Module, example_input: Tensor, *, passes: in
     The branches of Bi-JSVD become one pair of factors; every factored layer stays so or is multiplied out, whichever is
     faster; batch norms go into the layer before them, unless that would change a factor that others share; then the
     faster of PyTorch's memory formats is taken. passes: timed, of which the median counts. `model` stays as it was.
-    Raises ValueError for an input on another device, or that the network cannot run on.
+    Raises ValueError for an input on another device, or that the network cannot run on, and for shared factors that
+    came apart.
     """
+    check_sharing(model)
     device = next((parameter.device for parameter in model.parameters()), example_input.device)
     if example_input.device != device:
         raise ValueError(f"the model is on {device}, example_input on {example_input.device}")
@@ -68,7 +70,7 @@ def _in_format(
     model: nn.Module, images: Tensor, passes: int, memory_format: torch.memory_format
 ) -> tuple[float, nn.Module, list[dict[str, Any]]]:
     """Milliseconds of the fastest network in a memory format, that network, and a report on its layers."""
-    copy = deepcopy(model).eval().requires_grad_(False).to(memory_format=memory_format)
+    copy = copied(model).eval().requires_grad_(False).to(memory_format=memory_format)
     images = images.contiguous(memory_format=memory_format) if images.ndim == 4 else images
     report = _choose(copy, images, passes, memory_format)
     copy = _folded(copy, images).to(memory_format=memory_format)
@@ -103,9 +105,9 @@ def _inputs(model: nn.Module, layers: Mapping[str, nn.Module], images: Tensor) -
     inputs: dict[str, Tensor] = {}
 
     def keep(name: str) -> Callable[..., None]:
-        return lambda _, args: inputs.update({name: args[0]})
+        return lambda _, args, kwargs: inputs.update({name: input_of(args, kwargs)})
 
-    hooks = [layer.register_forward_pre_hook(keep(name)) for name, layer in layers.items()]
+    hooks = [layer.register_forward_pre_hook(keep(name), with_kwargs=True) for name, layer in layers.items()]
     try:
         model(images)
     except RuntimeError as error:
@@ -118,22 +120,17 @@ def _inputs(model: nn.Module, layers: Mapping[str, nn.Module], images: Tensor) -
 
 def multiplied_out(layer: FactorLayer) -> MatrixLayer:
     """The plain conv or linear layer that computes what `layer` does."""
-    match layer:
-        case FactorPair():
-            weight, bias = unfold(layer.u.weight) @ unfold(layer.v.weight), layer.v.bias
-            if isinstance(layer.u, nn.Linear) or isinstance(layer.v, nn.Linear):
-                rows, columns = weight.shape
-                return _filled(nn.Linear(rows, columns, bias=bias is not None, device="meta"), weight.T, bias)
-            shape = (layer.v.out_channels, layer.u.in_channels, layer.u.kernel_size[0], layer.v.kernel_size[1])
-            return _conv(fold(weight, shape), bias, layer.u, layer.v)
-        case TwoBranches():
-            return multiplied_out(_one_pair(layer))
-        case TuckerConv2d():
-            first, core, last = layer.first.weight[..., 0, 0], layer.core.weight, layer.last.weight[..., 0, 0]
-            return _conv(torch.einsum("ai,bahw,ob->oihw", first, core, last), layer.last.bias, layer.core, layer.core)
-        case CoupledTuckerConv2d():
-            own, shared = multiplied_out(layer.own), multiplied_out(layer.shared)
-            return _filled(own, own.weight + shared.weight, own.bias)
+    sizes: dict[str, Any] = {"bias": layer.bias is not None, "device": "meta"}
+    plain: MatrixLayer
+    if layer.weight.ndim == 2:
+        outputs, inputs = layer.weight.shape
+        plain = nn.Linear(inputs, outputs, **sizes)
+    else:
+        names = ("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "padding_mode")
+        plain = nn.Conv2d(**{name: getattr(layer, name) for name in names}, **sizes)
+    plain.weight = nn.Parameter(layer.weight.contiguous(), requires_grad=False)
+    plain.bias = None if layer.bias is None else nn.Parameter(layer.bias.detach(), requires_grad=False)
+    return plain.eval()
 
 
 def _one_pair(layer: TwoBranches) -> FactorPair:
@@ -181,23 +178,4 @@ def _fold_norms(model: nn.Module) -> None:
 
 class _Leaves(fx.Tracer):
     def is_leaf_module(self, module: nn.Module, name: str) -> bool:
-        return isinstance(module, FactorLayer) or is_matrix(module) or super().is_leaf_module(module, name)
-
-
-def _conv(weight: Tensor, bias: Tensor | None, vertical: nn.Conv2d, horizontal: nn.Conv2d) -> nn.Conv2d:
-    """The conv of that weight with the geometries of two others, each along its own axis."""
-
-    def both(name: str) -> Any:
-        tall, wide = getattr(vertical, name), getattr(horizontal, name)
-        return tall if isinstance(tall, str) else (tall[0], wide[1])
-
-    out_channels, in_channels, *size = weight.shape
-    geometry = {name: both(name) for name in ("stride", "padding", "dilation")}
-    geometry |= {"padding_mode": vertical.padding_mode, "bias": bias is not None, "device": "meta"}
-    return _filled(nn.Conv2d(in_channels, out_channels, (size[0], size[1]), **geometry), weight, bias)
-
-
-def _filled(layer: Any, weight: Tensor, bias: Tensor | None) -> Any:
-    layer.weight = nn.Parameter(weight.contiguous(), requires_grad=False)
-    layer.bias = None if bias is None else nn.Parameter(bias.detach(), requires_grad=False)
-    return layer.eval()
+        return isinstance(module, StandIn) or is_matrix(module) or super().is_leaf_module(module, name)

@@ -1,2 +1,2 @@
-"""A plan in, a network out. In order: methods, plan, layers, groups, rules, random_state, progress, extras, cost,
-timing, surgery, tensors, atomic, files."""
+"""A plan in, a network out. In order: methods, plan, copying, interface, layers, groups, rules, random_state, progress,
+extras, cost, timing, replacing, lifted, shared, surgery, tensors, atomic, files."""

@@ -1,13 +1,15 @@
 """What a network costs: parameters, compression factor, FLOPs."""
 
 from collections.abc import Callable, Sequence
-from copy import deepcopy
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.flop_counter import FlopCounterMode
 
+from jointsvd.network.copying import copied
+from jointsvd.network.interface import input_of
 from jointsvd.network.layers import MatrixLayer, is_matrix
 from jointsvd.network.random_state import random_state_kept
 
@@ -34,29 +36,31 @@ def num_flops(model: nn.Module, input_size: Sequence[int]) -> int:
     input_size: (channels, height, width). Nothing is computed: a copy of the model runs on the meta device.
     """
     dtype = next((parameter.dtype for parameter in model.parameters()), torch.float32)
-    return usage(deepcopy(model).to("meta"), torch.empty(1, *input_size, device="meta", dtype=dtype))[1]
+    return usage(copied(model).to("meta"), torch.empty(1, *input_size, device="meta", dtype=dtype))[1]
 
 
 @random_state_kept()
 @torch.no_grad()
-def usage(model: nn.Module, image: Tensor) -> tuple[dict[str, Positions], int]:
+def usage(
+    model: nn.Module, image: Any, ask: Callable[[nn.Module, Any], Any] = nn.Module.__call__
+) -> tuple[dict[str, Positions], int]:
     """How often a forward pass of one image (1, ...) uses each ungrouped Conv2d and each Linear, and the FLOPs of all
-    of it. On the meta device nothing is computed."""
+    of it. On the meta device nothing is computed. ask: runs a network on an image, by default ``model(image)``."""
     found: dict[str, Positions] = {}
 
     def recorder(name: str) -> Callable[..., None]:
-        def record(layer: MatrixLayer, inputs: tuple[Tensor], output: Tensor) -> None:
+        def record(layer: MatrixLayer, args: Any, kwargs: Any, output: Tensor) -> None:
             positions = output.numel() / layer.weight.shape[0]
-            wider = inputs[0].shape[-1] / output.shape[-1] if isinstance(layer, nn.Conv2d) else 1
+            wider = input_of(args, kwargs).shape[-1] / output.shape[-1] if isinstance(layer, nn.Conv2d) else 1
             before = found.get(name, (0, 0))
             found[name] = (before[0] + positions * wider, before[1] + positions)
 
         return record
 
-    copy = deepcopy(model).eval()
+    copy = copied(model).eval()
     for name, module in copy.named_modules():
         if is_matrix(module):
-            module.register_forward_hook(recorder(name))
+            module.register_forward_hook(recorder(name), prepend=True, with_kwargs=True)
     with FlopCounterMode(display=False) as counter:
-        copy(image)
+        ask(copy, image)
     return found, counter.get_total_flops()

@@ -5,13 +5,14 @@ A conv weight (O, I, F1, F2) unfolds to the paper's matrix W of (F1*I) x (F2*O):
 A linear layer is the 1 x 1 case: W = weight^T, two linear layers.
 """
 
-from collections import OrderedDict
 from collections.abc import Sequence
 from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor, nn
 
+from jointsvd.network.copying import like
+from jointsvd.network.interface import StandIn, what_would_be_lost
 from jointsvd.network.plan import AnyGroup, TuckerGroup
 
 MatrixLayer = nn.Conv2d | nn.Linear  # what can be one matrix
@@ -56,7 +57,7 @@ def unfolded_shape(layer: MatrixLayer) -> tuple[int, int]:
     return height * layer.in_channels, width * layer.out_channels
 
 
-class FactorPair(nn.Module):
+class FactorPair(StandIn):
     """``v(u(x))``: a layer whose matrix is the product of two factors of one rank; nothing stands between them.
 
     u: F1 x 1, I -> rank, with the vertical stride, padding and dilation of the conv it stands for.
@@ -65,18 +66,29 @@ class FactorPair(nn.Module):
 
     def __init__(self, layer: MatrixLayer, rank: int, *, bias: bool):
         super().__init__()
+        self._take_sizes(layer)
         self.u = _half(layer, 0, rank, bias=False)
         self.v = _half(layer, 1, rank, bias=bias)
+
+    @property
+    def with_bias(self) -> MatrixLayer:
+        return self.v
+
+    def multiplied(self) -> Tensor:
+        W = unfold(self.u.weight) @ unfold(self.v.weight)
+        if isinstance(self.u, nn.Linear) or isinstance(self.v, nn.Linear):
+            return fold(W, W.T.shape)
+        return fold(W, (self.v.out_channels, self.u.in_channels, self.u.kernel_size[0], self.v.kernel_size[1]))
 
     @property
     def ranks(self) -> tuple[int, ...]:
         return (self.u.weight.shape[0],)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.v(self.u(x))
+    def forward(self, input: Tensor) -> Tensor:
+        return self.v(self.u(input))
 
 
-class TwoBranches(nn.Module):
+class TwoBranches(StandIn):
     """``right(x) + left(x)``: ``W = U_n V + U V_n``; right shares its v with the group and has the bias, left its u.
 
     Computed as one pair of factors, ``[U_n, U] [V; V_n]``: two larger convs instead of four and a sum.
@@ -84,6 +96,7 @@ class TwoBranches(nn.Module):
 
     def __init__(self, layer: MatrixLayer, left_rank: int, right_rank: int):
         super().__init__()
+        self._take_sizes(layer)
         self.right = FactorPair(layer, right_rank, bias=layer.bias is not None)
         self.left = FactorPair(layer, left_rank, bias=False)
 
@@ -91,44 +104,60 @@ class TwoBranches(nn.Module):
     def ranks(self) -> tuple[int, ...]:
         return self.left.ranks + self.right.ranks
 
+    @property
+    def with_bias(self) -> MatrixLayer:
+        return self.right.v
+
+    def multiplied(self) -> Tensor:
+        return self.right.multiplied() + self.left.multiplied()
+
     def joined(self) -> tuple[Tensor, Tensor]:
         """Weights of ``[U_n, U]`` and of ``[V; V_n]``."""
         right, left = self.right, self.left
         return torch.cat([right.u.weight, left.u.weight]), torch.cat([right.v.weight, left.v.weight], 1)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:
         u, v = self.joined()
-        return _apply(self.right.v, _apply(self.right.u, x, u), v)
+        return _apply(self.right.v, _apply(self.right.u, input, u), v)
 
 
-class TuckerConv2d(nn.Sequential):
+class TuckerConv2d(StandIn):
     """``last(core(first(x)))``, a Tucker-2 conv: 1x1 I -> r_i; F1 x F2 r_i -> r_o with the geometry of the conv it
     stands for; 1x1 r_o -> O with its bias."""
 
-    first: nn.Conv2d
-    core: nn.Conv2d
-    last: nn.Conv2d
-
     def __init__(self, conv: nn.Conv2d, ranks: tuple[int, int], *, bias: bool):
+        super().__init__()
+        self._take_sizes(conv)
         in_rank, out_rank = ranks
         where: dict[str, Any] = {"device": conv.weight.device, "dtype": conv.weight.dtype}
         names = ("kernel_size", "stride", "padding", "dilation", "padding_mode")
         geometry: dict[str, Any] = {name: getattr(conv, name) for name in names}
-        first = nn.Conv2d(conv.in_channels, in_rank, 1, bias=False, **where)
-        core = nn.Conv2d(in_rank, out_rank, bias=False, **geometry, **where)
-        last = nn.Conv2d(out_rank, conv.out_channels, 1, bias=bias, **where)
-        super().__init__(OrderedDict(first=first, core=core, last=last))
+        self.first = nn.Conv2d(conv.in_channels, in_rank, 1, bias=False, **where)
+        self.core = nn.Conv2d(in_rank, out_rank, bias=False, **geometry, **where)
+        self.last = nn.Conv2d(out_rank, conv.out_channels, 1, bias=bias, **where)
 
     @property
     def ranks(self) -> tuple[int, ...]:
         return self.first.weight.shape[0], self.last.weight.shape[1]
 
+    @property
+    def with_bias(self) -> nn.Conv2d:
+        return self.last
 
-class CoupledTuckerConv2d(nn.Module):
+    def multiplied(self) -> Tensor:
+        first, last = self.first.weight[..., 0, 0], self.last.weight[..., 0, 0]
+        return torch.einsum("ai,bahw,ob->oihw", first, self.core.weight, last)
+
+    def forward(self, input: Tensor) -> Tensor:
+        return self.last(self.core(self.first(input)))
+
+
+class CoupledTuckerConv2d(StandIn):
     """``own(x) + shared(x)``, two Tucker-2 convs (NC_CTD); the group shares all of the second, own has the bias."""
 
     def __init__(self, conv: nn.Conv2d, own_ranks: tuple[int, int], shared_ranks: tuple[int, int]):
         super().__init__()
+        self._take_sizes(conv)
         self.own = TuckerConv2d(conv, own_ranks, bias=conv.bias is not None)
         self.shared = TuckerConv2d(conv, shared_ranks, bias=False)
 
@@ -136,8 +165,15 @@ class CoupledTuckerConv2d(nn.Module):
     def ranks(self) -> tuple[int, ...]:
         return self.own.ranks + self.shared.ranks
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.own(x) + self.shared(x)
+    @property
+    def with_bias(self) -> nn.Conv2d:
+        return self.own.last
+
+    def multiplied(self) -> Tensor:
+        return self.own.multiplied() + self.shared.multiplied()
+
+    def forward(self, input: Tensor) -> Tensor:
+        return self.own(input) + self.shared(input)
 
 
 FactorLayer = FactorPair | TwoBranches | TuckerConv2d | CoupledTuckerConv2d
@@ -147,34 +183,33 @@ def factor_layer(layer: MatrixLayer, group: AnyGroup) -> FactorLayer:
     """What stands for the member `layer` of `group`: random factors, the trained bias, device and dtype of `layer`;
     nothing is shared yet.
 
-    Raises ValueError for a grouped conv, which is not one matrix, and for a linear layer in a Tucker group.
+    Raises ValueError for a grouped conv, which is not one matrix, for a layer with hooks or a forward of its own, and
+    for a linear layer in a Tucker group.
     """
     if isinstance(layer, nn.Conv2d) and layer.groups != 1:
         raise ValueError(f"a conv with groups={layer.groups} is not one matrix; leave it out of the plan")
-    factors, last = _unfilled(layer, group)
-    if layer.bias is not None:
-        last.bias = nn.Parameter(layer.bias.detach().clone())
+    if lost := what_would_be_lost(layer):
+        raise ValueError(f"a layer with {lost} of its own would lose them; remove them, or leave it out of the plan")
+    factors = _unfilled(layer, group)
     for parameter in factors.parameters():
-        parameter.requires_grad_(layer.weight.requires_grad)
+        like(parameter, layer.weight)
+    if layer.bias is not None:
+        bias = nn.Parameter(layer.bias.detach().clone())
+        factors.with_bias.bias = like(bias, layer.bias)
     return factors.train(layer.training)
 
 
-def _unfilled(layer: MatrixLayer, group: AnyGroup) -> tuple[FactorLayer, MatrixLayer]:
-    """The layer, and the one in it that has the bias."""
+def _unfilled(layer: MatrixLayer, group: AnyGroup) -> FactorLayer:
     bias = layer.bias is not None
     if isinstance(group, TuckerGroup):
         if isinstance(layer, nn.Linear):
             raise ValueError("Tucker-2 is for convs; leave linear layers out of the plan")
         if group.shared is None:
-            tucker = TuckerConv2d(layer, group.own, bias=bias)
-            return tucker, tucker.last
-        coupled = CoupledTuckerConv2d(layer, group.own, group.shared)
-        return coupled, coupled.own.last
+            return TuckerConv2d(layer, group.own, bias=bias)
+        return CoupledTuckerConv2d(layer, group.own, group.shared)
     if group.left_rank and group.right_rank:
-        two = TwoBranches(layer, group.left_rank, group.right_rank)
-        return two, two.right.v
-    pair = FactorPair(layer, group.left_rank or group.right_rank, bias=bias)
-    return pair, pair.v
+        return TwoBranches(layer, group.left_rank, group.right_rank)
+    return FactorPair(layer, group.left_rank or group.right_rank, bias=bias)
 
 
 def _apply(layer: MatrixLayer, x: Tensor, weight: Tensor) -> Tensor:

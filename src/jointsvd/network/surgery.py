@@ -1,7 +1,6 @@
 """A dense network and a plan in, a network of factor layers out."""
 
 from collections.abc import Callable
-from copy import deepcopy
 from typing import Protocol, cast
 
 from torch import Tensor, nn
@@ -10,6 +9,7 @@ from jointsvd.decomposition.svd import NUM_ITERATIONS, bijsvd, ljsvd, rjsvd
 from jointsvd.decomposition.tucker import TuckerFactors, coupled_tucker2, tucker2
 from jointsvd.decomposition.weighted import weighted_bijsvd
 from jointsvd.network.checked import Count, check_arguments
+from jointsvd.network.copying import bake, copied
 from jointsvd.network.layers import (
     CoupledTuckerConv2d,
     FactorLayer,
@@ -22,23 +22,27 @@ from jointsvd.network.layers import (
     fold_v,
     unfold,
 )
+from jointsvd.network.lifted import lift
 from jointsvd.network.plan import AnyGroup, Group, Plan, TuckerGroup
 from jointsvd.network.progress import bar
 from jointsvd.network.random_state import random_state_kept
 from jointsvd.network.ranks import check_ranks
+from jointsvd.network.replacing import replace
+from jointsvd.network.shared import mark_shared
 
 
 def build_structure(model: nn.Module, plan: Plan) -> nn.Module:
     """A copy of `model` with the planned layers as factor layers of random weights; shared factors are one Parameter.
     The weights are drawn from PyTorch's global generator, as those of any new layer.
 
-    Everything the plan does not name keeps its weights. This is the network to load weights into, or to train from
-    scratch. Raises ValueError for a wrapped model, and for members that are missing, no ungrouped convs, or do not fit
-    together, and for ranks above full rank.
+    Everything the plan does not name keeps its weights; weights that are computed before every pass (weight norms,
+    pruning masks, parametrizations) become plain ones everywhere, if the plan names any layer. This is the network to
+    load weights into, or to train from scratch. Raises ValueError for a wrapped model or one that cannot be copied, for
+    members that are missing, no ungrouped convs, have hooks, or do not fit together, and for ranks above full rank.
     """
     if hasattr(model, "module") and isinstance(model.module, nn.Module):
         raise ValueError(f"compress the network inside {type(model).__name__} (its .module), before it is wrapped")
-    structure = deepcopy(model)
+    structure = _plain(model, plan)
     for group in plan.groups:
         members = _members(structure, group)
         check_ranks(members, group)
@@ -47,6 +51,12 @@ def build_structure(model: nn.Module, plan: Plan) -> nn.Module:
         for old, new in zip(members, factors, strict=True):
             replace(structure, old, new)
     return structure
+
+
+def _plain(model: nn.Module, plan: Plan) -> nn.Module:
+    """A copy in which all that the plan names can be factored."""
+    names = {name for group in plan.groups for name in group.members}
+    return lift(bake(copied(model)), names) if names else copied(model)
 
 
 class Metrics(Protocol):
@@ -71,9 +81,10 @@ def apply_plan(
     """
     check_arguments(apply_plan, {"iterations": iterations})
     compressed = build_structure(model, plan)
+    dense = _plain(model, plan)
     for group in bar(plan.groups, "Decomposing"):
         try:
-            factors = _decompose(_members(model, group), group, iterations, statistics)
+            factors = _decompose(_members(dense, group), group, iterations, statistics)
         except ValueError as error:
             raise ValueError(f"group {', '.join(group.members)}: {error}") from error
         for name, weights in zip(group.members, factors, strict=True):
@@ -179,7 +190,10 @@ def _triple(factors: TuckerFactors, branch: str = "") -> dict[str, Tensor]:
 
 def _share(layers: list[FactorLayer], group: AnyGroup) -> None:
     """Assign the first member's shared factors to all members."""
-    for part in _shared_parts(group):
+    parts = _shared_parts(group)
+    if len(layers) > 1:
+        mark_shared(layers, group.members, parts)
+    for part in parts:
         for layer in layers[1:]:
             layer.get_submodule(part).weight = _weight(layers[0], part)
 
@@ -219,11 +233,3 @@ def _equal_sides(group: AnyGroup) -> list[tuple[str, Callable[[MatrixLayer], tup
         what = "LJSVD shares U: input channels and kernel height"
         sides.append((what, lambda layer: tuple(layer.weight.shape[1:3])))
     return sides
-
-
-def replace(model: nn.Module, old: nn.Module, new: nn.Module) -> None:
-    """Put `new` wherever `old` is registered: a module used under several names stays one."""
-    for parent in list(model.modules()):
-        for name, child in list(parent._modules.items()):  # named_children() would skip a second name
-            if child is old:
-                setattr(parent, name, new)

@@ -29,7 +29,7 @@ def fill(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     replaced: dict[int, tuple[Tensor, Tensor]] = {}
     for key, tensor in unique_tensors(model).items():
         if not tensor.is_meta:
-            tensor.data = tensors[key].to(tensor.device)
+            tensor.data = torch.empty_like(tensor, dtype=tensors[key].dtype).copy_(tensors[key])  # keeps its layout
             continue
         parameter = isinstance(tensor, nn.Parameter)
         new = nn.Parameter(tensors[key], requires_grad=tensor.requires_grad) if parameter else tensors[key]

@@ -52,8 +52,8 @@ def write_report(
     report: the lines of `Compressed.report`. totals: what the network costs and reaches, dense and compressed, of
     dense_parameters, parameters, dense_flops, flops, dense_bytes, bytes, dense_top1, top1 those that are known.
     settings: those of the plan; milliseconds, predicted_milliseconds and measured_milliseconds stand with the totals.
-    untouched: layers that no plan can decompose (name, class, parameters, reason). held_out: kl (nats) and
-    top1_agreement (percent) with the dense network on images that shaped nothing, and predicted_kl. Raises
+    untouched: layers that no plan can decompose (name, class, parameters, share in percent, reason). held_out: kl
+    (nats) and top1_agreement (percent) with the dense network on images that shaped nothing, and predicted_kl. Raises
     ModuleNotFoundError without plotly, naming the extra that has it.
     """
     untouched = list(untouched)
@@ -194,7 +194,7 @@ def _dense(report: Sequence[Mapping[str, Any]], untouched: Sequence[Mapping[str,
         [
             escape(str(layer["name"])),
             escape(str(layer["class"])),
-            f"{layer['parameters']:,}",
+            f"{layer['parameters']:,}" + (f" ({layer['share']:.1f} %)" if "share" in layer else ""),
             escape(str(layer["reason"])),
         ]
         for layer in untouched
