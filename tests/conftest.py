@@ -1,3 +1,4 @@
+import logging
 import sys
 import time
 import warnings
@@ -116,6 +117,10 @@ def command(monkeypatch, capsys):
         printed = capsys.readouterr()
         return code, printed.out + printed.err
 
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
     yield call
+    root.handlers[:] = handlers  # Hydra's write to what pytest has closed by then
+    root.setLevel(level)
     GlobalHydra.instance().clear()
     HydraConfig.instance().cfg = None
