@@ -140,6 +140,14 @@ def test_two_processes_share_factors_and_agree(tmp_path):
     assert alone["correct"] == first["accuracy"]["correct"]  # in the order of the test set
 
 
+def test_factors_that_came_apart_are_not_trained(tmp_path):
+    network = apply_plan(small_network(), PLAN)
+    separate = {key: tensor.clone() for key, tensor in network.state_dict().items()}
+    network.load_state_dict(separate, assign=True)
+    with pytest.raises(ValueError, match="came apart into copies"):
+        fit(pl.Trainer(**OPTIONS), Classifier(network, 10, small_schedule(epochs=1)), Digits(8), tmp_path)
+
+
 def test_few_classes():
     accuracy = Classifier(torch.nn.Identity(), 3).metrics
     accuracy.update(torch.eye(3), torch.tensor([0, 1, 1]))

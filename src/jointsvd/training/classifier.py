@@ -15,6 +15,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from torchmetrics import CatMetric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 
+from jointsvd.network.shared import check_sharing
 from jointsvd.training.answers import pack
 from jointsvd.training.checkpoints import check_finite, read_checkpoint
 from jointsvd.training.data import ImageData
@@ -152,8 +153,10 @@ def fit(trainer: pl.Trainer, classifier: Classifier, data: ImageData, folder: Pa
     """Train; every epoch leaves folder/last.ckpt, from which a killed run goes on.
 
     With data in memory and no dropout in the network, it ends with the bits of an unbroken run on as many threads.
-    Raises ValueError if loss, outputs or weights are not finite in an epoch, whose checkpoint is then not written.
+    Raises ValueError for shared factors that came apart, and if loss, outputs or weights are not finite in an epoch,
+    whose checkpoint is then not written.
     """
+    check_sharing(classifier.network)
     last = folder / "last.ckpt"
     checkpoint = read_checkpoint(last) if last.exists() else None
     if checkpoint and checkpoint["epoch"] + 1 == trainer.max_epochs:  # Lightning would leave weights, not their average
