@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _log = logging.getLogger(__name__)
@@ -48,7 +49,8 @@ def fill(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
 
 def without_values(model: nn.Module) -> nn.Module:
     """A copy of `model` on the meta device, for which no memory is taken."""
-    memo: dict[int, Any] = {}
+    kept = [leaf for module in model.modules() for leaf in tree_leaves(vars(module)) if isinstance(leaf, Tensor)]
+    memo: dict[int, Any] = {id(tensor): tensor.detach().to("meta") for tensor in kept if not tensor.is_leaf}
     for tensor in (*model.parameters(), *model.buffers()):
         empty = tensor.detach().to("meta")
         if isinstance(tensor, nn.Parameter):
