@@ -10,8 +10,8 @@ from omegaconf import DictConfig
 
 from jointsvd.commands.config import CONF, options, plain, read_architecture, read_data
 from jointsvd.commands.sentence import in_one_sentence
+from jointsvd.network.copying import without_values
 from jointsvd.network.cost import num_flops, num_parameters
-from jointsvd.network.tensors import without_values
 from jointsvd.training.checkpoints import check_finite, load_network
 from jointsvd.training.classifier import evaluate, top1
 from jointsvd.training.data import ImageData

@@ -16,7 +16,7 @@ from jointsvd.commands.sentence import in_one_sentence
 from jointsvd.experiment.latency import Contestant, contestants, measure
 from jointsvd.network.atomic import check_writable, write_atomic
 from jointsvd.network.checked import AboveZero, Count, FolderName, Pixels, Size
-from jointsvd.network.tensors import without_values
+from jointsvd.network.copying import without_values
 from jointsvd.results.latency_table import render
 from jointsvd.training.models import check_classifies
 

@@ -146,18 +146,19 @@ class _Halves(StandIn):
         self.dense, self.compressed, self.fit, self.done = dense, compressed, fit, done
 
     @property
-    def with_bias(self) -> nn.Module:
-        return self.dense
-
-    def multiplied(self) -> Tensor:
+    def weight(self) -> Tensor:
         return cast(Tensor, self.dense.weight)
+
+    @property
+    def bias(self) -> Tensor | None:
+        return cast(Tensor | None, self.dense.bias)
 
     def forward(self, input: Tensor) -> Tensor:
         x, y = input.chunk(2)
         outputs = self.dense(x)
         if self.fit:
             with torch.autocast(input.device.type, enabled=False):
-                dtype = self.multiplied().dtype
+                dtype = self.weight.dtype
                 self.fit(x.to(dtype), y.to(dtype), outputs.to(dtype))
             self.done()
         return torch.cat([outputs, self.compressed(y)])

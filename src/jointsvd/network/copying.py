@@ -15,17 +15,36 @@ from torch.utils._pytree import tree_leaves
 def copied(model: nn.Module) -> nn.Module:
     """A deep copy. Tensors that a forward pass computed and stored in a module, which `deepcopy` refuses, are copied
     without their history; parameters keep what was set on them. Raises ValueError for what cannot be copied."""
+    copy = _copied(model, {id(tensor): tensor.detach().clone() for tensor in _computed(model)})
+    for old, new in zip(model.parameters(), copy.parameters(), strict=True):
+        vars(new).update(vars(old))
+    return copy
+
+
+def without_values(model: nn.Module) -> nn.Module:
+    """A copy on the meta device, for which no memory is taken. Raises ValueError as `copied`."""
+    memo: dict[int, Any] = {}
+    for tensor in (*_computed(model), *model.parameters(), *model.buffers()):
+        empty = tensor.detach().to("meta")
+        if isinstance(tensor, nn.Parameter):
+            empty = nn.Parameter(empty, requires_grad=tensor.requires_grad)
+        memo[id(tensor)] = empty
+    return _copied(model, memo)
+
+
+def _computed(model: nn.Module) -> list[Tensor]:
+    """Tensors that modules keep of a forward pass."""
     kept = [leaf for module in model.modules() for leaf in tree_leaves(vars(module)) if isinstance(leaf, Tensor)]
-    memo: dict[int, Any] = {id(tensor): tensor.detach().clone() for tensor in kept if not tensor.is_leaf}
+    return [tensor for tensor in kept if not tensor.is_leaf]
+
+
+def _copied(model: nn.Module, memo: dict[int, Any]) -> nn.Module:
     try:
-        copy = deepcopy(model, memo)
+        return deepcopy(model, memo)
     except Exception as error:  # whatever its parts may say
         raise ValueError(
             f"{type(model).__name__} cannot be copied: make copy.deepcopy(model) work first ({error})"
         ) from error
-    for old, new in zip(model.parameters(), copy.parameters(), strict=True):
-        vars(new).update(vars(old))
-    return copy
 
 
 def bake(model: nn.Module) -> nn.Module:

@@ -13,10 +13,11 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from jointsvd.network.atomic import write_atomic
+from jointsvd.network.copying import without_values
 from jointsvd.network.plan import Plan
 from jointsvd.network.random_state import random_state_kept
 from jointsvd.network.surgery import build_structure, check_structure
-from jointsvd.network.tensors import check_numbers, check_shapes, fill, unique_tensors, without_values
+from jointsvd.network.tensors import check_numbers, check_shapes, fill, unique_tensors
 
 FORMAT = "jointsvd"
 VERSION = "1"

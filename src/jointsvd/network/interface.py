@@ -1,5 +1,6 @@
 """What other code reads of a conv or linear layer, kept where factors stand in its place."""
 
+from abc import ABC, abstractmethod
 from typing import Any
 
 from torch import Tensor, nn
@@ -9,7 +10,7 @@ _GEOMETRY = ("stride", "padding", "dilation", "groups", "padding_mode", "transpo
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
-class StandIn(nn.Module):
+class StandIn(nn.Module, ABC):
     """Has the sizes and the geometry of the layer that it stands for (in_features, kernel_size, ...), and as `weight`
     and `bias` what this layer would have: the weight is a product, computed when it is read, with no parameter of its
     own behind it. shares: the members of its group, and the layers in it whose weights these have in common."""
@@ -22,21 +23,27 @@ class StandIn(nn.Module):
                 setattr(self, name, getattr(layer, name))
 
     @property
+    @abstractmethod
     def weight(self) -> Tensor:
-        return self.multiplied()
+        """Of the layer that computes the same."""
+
+    @property
+    @abstractmethod
+    def bias(self) -> Tensor | None:
+        """The trained bias, where the layer has one."""
+
+
+class Factored(StandIn):
+    """Has factors in the place of a layer, and the bias in one of them."""
+
+    @property
+    @abstractmethod
+    def with_bias(self) -> Any:
+        """The layer in it that has the bias."""
 
     @property
     def bias(self) -> Tensor | None:
         return self.with_bias.bias
-
-    @property
-    def with_bias(self) -> Any:
-        """The layer in it that has the bias."""
-        raise NotImplementedError
-
-    def multiplied(self) -> Tensor:
-        """The weight of the layer that computes the same."""
-        raise NotImplementedError
 
 
 def what_would_be_lost(layer: nn.Module) -> str:

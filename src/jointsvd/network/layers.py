@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from jointsvd.network.copying import like
-from jointsvd.network.interface import StandIn, what_would_be_lost
+from jointsvd.network.interface import Factored, what_would_be_lost
 from jointsvd.network.plan import AnyGroup, TuckerGroup
 
 MatrixLayer = nn.Conv2d | nn.Linear  # what can be one matrix
@@ -57,7 +57,7 @@ def unfolded_shape(layer: MatrixLayer) -> tuple[int, int]:
     return height * layer.in_channels, width * layer.out_channels
 
 
-class FactorPair(StandIn):
+class FactorPair(Factored):
     """``v(u(x))``: a layer whose matrix is the product of two factors of one rank; nothing stands between them.
 
     u: F1 x 1, I -> rank, with the vertical stride, padding and dilation of the conv it stands for.
@@ -74,7 +74,8 @@ class FactorPair(StandIn):
     def with_bias(self) -> MatrixLayer:
         return self.v
 
-    def multiplied(self) -> Tensor:
+    @property
+    def weight(self) -> Tensor:
         W = unfold(self.u.weight) @ unfold(self.v.weight)
         if isinstance(self.u, nn.Linear) or isinstance(self.v, nn.Linear):
             return fold(W, W.T.shape)
@@ -88,7 +89,7 @@ class FactorPair(StandIn):
         return self.v(self.u(input))
 
 
-class TwoBranches(StandIn):
+class TwoBranches(Factored):
     """``right(x) + left(x)``: ``W = U_n V + U V_n``; right shares its v with the group and has the bias, left its u.
 
     Computed as one pair of factors, ``[U_n, U] [V; V_n]``: two larger convs instead of four and a sum.
@@ -108,8 +109,9 @@ class TwoBranches(StandIn):
     def with_bias(self) -> MatrixLayer:
         return self.right.v
 
-    def multiplied(self) -> Tensor:
-        return self.right.multiplied() + self.left.multiplied()
+    @property
+    def weight(self) -> Tensor:
+        return self.right.weight + self.left.weight
 
     def joined(self) -> tuple[Tensor, Tensor]:
         """Weights of ``[U_n, U]`` and of ``[V; V_n]``."""
@@ -121,7 +123,7 @@ class TwoBranches(StandIn):
         return _apply(self.right.v, _apply(self.right.u, input, u), v)
 
 
-class TuckerConv2d(StandIn):
+class TuckerConv2d(Factored):
     """``last(core(first(x)))``, a Tucker-2 conv: 1x1 I -> r_i; F1 x F2 r_i -> r_o with the geometry of the conv it
     stands for; 1x1 r_o -> O with its bias."""
 
@@ -144,7 +146,8 @@ class TuckerConv2d(StandIn):
     def with_bias(self) -> nn.Conv2d:
         return self.last
 
-    def multiplied(self) -> Tensor:
+    @property
+    def weight(self) -> Tensor:
         first, last = self.first.weight[..., 0, 0], self.last.weight[..., 0, 0]
         return torch.einsum("ai,bahw,ob->oihw", first, self.core.weight, last)
 
@@ -152,7 +155,7 @@ class TuckerConv2d(StandIn):
         return self.last(self.core(self.first(input)))
 
 
-class CoupledTuckerConv2d(StandIn):
+class CoupledTuckerConv2d(Factored):
     """``own(x) + shared(x)``, two Tucker-2 convs (NC_CTD); the group shares all of the second, own has the bias."""
 
     def __init__(self, conv: nn.Conv2d, own_ranks: tuple[int, int], shared_ranks: tuple[int, int]):
@@ -169,8 +172,9 @@ class CoupledTuckerConv2d(StandIn):
     def with_bias(self) -> nn.Conv2d:
         return self.own.last
 
-    def multiplied(self) -> Tensor:
-        return self.own.multiplied() + self.shared.multiplied()
+    @property
+    def weight(self) -> Tensor:
+        return self.own.weight + self.shared.weight
 
     def forward(self, input: Tensor) -> Tensor:
         return self.own(input) + self.shared(input)

@@ -42,7 +42,8 @@ class Lifted(StandIn):
     def bias(self) -> Tensor | None:
         return cast(Tensor | None, self.own_bias)
 
-    def multiplied(self) -> Tensor:
+    @property
+    def weight(self) -> Tensor:
         own: Any = self
         if self.kind == "groups":
             return torch.cat([conv.weight for conv in own.inner])

@@ -2,12 +2,9 @@
 
 import logging
 from collections.abc import Mapping, Sequence
-from copy import deepcopy
-from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
 
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _log = logging.getLogger(__name__)
@@ -45,18 +42,6 @@ def fill(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
                     f"{where} is not saved with the weights, and has no value in a network on the meta device: build "
                     "the dense network on the CPU"
                 )
-
-
-def without_values(model: nn.Module) -> nn.Module:
-    """A copy of `model` on the meta device, for which no memory is taken."""
-    kept = [leaf for module in model.modules() for leaf in tree_leaves(vars(module)) if isinstance(leaf, Tensor)]
-    memo: dict[int, Any] = {id(tensor): tensor.detach().to("meta") for tensor in kept if not tensor.is_leaf}
-    for tensor in (*model.parameters(), *model.buffers()):
-        empty = tensor.detach().to("meta")
-        if isinstance(tensor, nn.Parameter):
-            empty = nn.Parameter(empty, requires_grad=tensor.requires_grad)
-        memo[id(tensor)] = empty
-    return deepcopy(model, memo)
 
 
 def check_shapes(name: str, expected: Mapping[str, Tensor], found: Mapping[str, Sequence[int]]) -> None:
