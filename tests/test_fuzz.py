@@ -236,7 +236,7 @@ def test_configurations(command, measured, tmp_path, monkeypatch, number):
         rows = [json.loads(text) for path, text in after.items() if path.name == "row.json" and path not in before]
         assert all(math.isfinite(row["top1"]) for row in rows), words
         if code == 1 or str(code).startswith(("nothing was run", *(f"{group}=" for group in GROUPS))):
-            assert cost["seconds"] <= (2 if words[0] == "-m" else 1), (words, code)  # a second a job
+            assert cost["seconds"] <= 1, (words, code)
             assert cost["megabytes"] <= 500, (words, code)
             assert after.keys() == before.keys(), words
             counts["refused"] += 1

@@ -122,13 +122,14 @@ def multiplied_out(layer: FactorLayer) -> MatrixLayer:
     """The plain conv or linear layer that computes what `layer` does."""
     sizes: dict[str, Any] = {"bias": layer.bias is not None, "device": "meta"}
     plain: MatrixLayer
-    if layer.weight.ndim == 2:
-        outputs, inputs = layer.weight.shape
+    weight = layer.weight.contiguous()
+    if weight.ndim == 2:
+        outputs, inputs = weight.shape
         plain = nn.Linear(inputs, outputs, **sizes)
     else:
         names = ("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "padding_mode")
         plain = nn.Conv2d(**{name: getattr(layer, name) for name in names}, **sizes)
-    plain.weight = nn.Parameter(layer.weight.contiguous(), requires_grad=False)
+    plain.weight = nn.Parameter(weight, requires_grad=False)
     plain.bias = None if layer.bias is None else nn.Parameter(layer.bias.detach(), requires_grad=False)
     return plain.eval()
 
