@@ -40,7 +40,7 @@ class Schedule:
     ema: Annotated[float, Range(0, 1, open="most")] = 0.0
 
     def __post_init__(self) -> None:
-        check_fields(self)
+        check_fields(self, "a recipe needs epochs >= 0, batch_size >= 1, lr > 0; ")
         if self.nesterov and not self.momentum:
             raise ValueError("a recipe with nesterov=true needs momentum above 0")
         if self.one_cycle and (self.milestones or self.warmup_lrs):
