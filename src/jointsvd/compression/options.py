@@ -104,15 +104,15 @@ def cheapest(option: Option, prices: Cost, multiple: int) -> Choice:
 
 
 def alone(layer: Layer) -> "Option":
-    """The layer by itself: its errors are sums of the squared singular values of ``C^1/2 W G^1/2``."""
+    """The layer by itself: its errors are sums of the squared singular values of W between roots of C and G."""
     side = cheap_side(layer)
     return Option((layer,), "alone", errors_of(gram(layer, side, roots(metric_of(layer, side))[0])))
 
 
 def cheap_side(layer: Layer) -> Kind:
-    """On which singular values are less work (G is a small block)."""
+    """On which the Gram matrix is small (G is a small block)."""
     rows, cols = layer.W.shape
-    return "left" if rows < cols / 4 else "right"
+    return "left" if rows <= cols else "right"
 
 
 def metric_of(layer: Layer, side: Kind) -> Tensor:

@@ -41,10 +41,12 @@ def shrunk(folds: Tensor) -> Tensor:
 def noise_share(folds: Tensor) -> float:
     """Of `shrunk`: how much of the way to the identity."""
     mean, num = folds.mean(0), len(folds)
-    distance = float((mean - _target(mean)).square().sum())
-    if num == 1 or not distance:
+    energy = float(mean.flatten() @ mean.flatten())
+    distance = energy - float(mean.trace()) ** 2 / len(mean)  # from the multiple of the identity
+    spread = sum(float(fold.flatten() @ fold.flatten()) for fold in folds) - num * energy
+    if num == 1 or distance <= 1e-12 * energy:
         return 0.0
-    return min(float((folds - mean).square().sum()) / (num * (num - 1)) / distance, 1.0)
+    return min(max(spread, 0.0) / (num * (num - 1)) / distance, 1.0)
 
 
 def _target(mean: Tensor) -> Tensor:
@@ -58,7 +60,12 @@ def with_ridge(C: Tensor) -> Tensor:
 
 
 def roots(C: Tensor) -> tuple[Tensor, Tensor]:
-    """C^1/2 and C^-1/2 of a symmetric positive definite matrix."""
+    """R with ``R^T R = C``, and R^-1, of a symmetric positive definite matrix: the transpose of its Cholesky factor.
+    Where rounding has left eigenvalues below zero, as sums in single precision do, C^1/2 and C^-1/2 with these made
+    positive."""
+    L, failed = torch.linalg.cholesky_ex(C)
+    if not failed:
+        return L.T, torch.linalg.solve_triangular(L.T, torch.eye(len(C), dtype=C.dtype, device=C.device), upper=True)
     eigenvalues, Q = torch.linalg.eigh(C)
     values = eigenvalues.clamp_min(eigenvalues[-1] * 1e-12).sqrt()
     return Q * values @ Q.T, Q / values @ Q.T

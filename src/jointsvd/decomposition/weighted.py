@@ -1,7 +1,7 @@
 """Joint decompositions in the metric of how layers are used (`metric.py`).
 
-With identities as moments these are `rjsvd`, `ljsvd` and `bijsvd`. All is computed in float64; eigendecompositions and
-a ridge stand in for Cholesky factors, so moments may be singular or zero.
+With identities as moments these are `rjsvd`, `ljsvd` and `bijsvd`. All is computed in float64; moments get a
+ridge, so they may be singular or zero.
 """
 
 from collections.abc import Callable, Sequence
