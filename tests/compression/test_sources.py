@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch import nn
+from torch.utils.data import DataLoader
 
 from jointsvd import compress
 from jointsvd.compression.sources import HELD_OUT, ROUND, apart, shaping
@@ -54,6 +55,12 @@ def test_the_error_on_other_sources_is_told():
     assert untold < reached / 4
 
 
+def test_sources_may_be_numbers_of_any_kind():
+    numbers = torch.arange(64) % 9
+    given = [apart(numbered(64), kind, Task(), judging=False) for kind in (numbers, numbers.numpy(), numbers.tolist())]
+    assert all(torch.equal(torch.cat(one), torch.cat(given[0])) for one in given)
+
+
 @pytest.mark.parametrize(
     ("images", "sources", "message"),
     [
@@ -61,6 +68,8 @@ def test_the_error_on_other_sources_is_told():
         ([torch.zeros(20, 3)], ["a", "b"] * 10, "names 2 different ones, too few"),
         ([torch.zeros(10, 3), torch.zeros(10, 4)], range(20), "all of one size"),
         ([], [], "all of one size"),
+        ([torch.zeros(20, 3)], [["a"]] * 20, "a name or a number"),
+        (DataLoader(torch.zeros(20, 3), 5, shuffle=True), range(20), "shuffle=False"),
     ],
 )
 def test_what_cannot_be_kept_apart(images, sources, message):

@@ -69,7 +69,7 @@ def compress(
     output: Callable[[Any], Any] | None = Task.output,
     loss: losses.Kind | Callable[[Any], Tensor] = Task.loss,
     forward: Callable[[nn.Module, Any], Any] | None = Task.forward,
-    sources: Sequence[Hashable] | None = None,
+    sources: Sequence[Hashable] | Tensor | None = None,
     **options: Any,
 ) -> Compressed:
     """A copy of `model` that keeps a `Budget`, given as such or by its fields: ``compress(model, images, params=22)``.

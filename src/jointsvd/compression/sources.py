@@ -6,6 +6,8 @@ from collections.abc import Hashable, Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, SequentialSampler
 
 from jointsvd.compression.agreement import Part
 from jointsvd.compression.batches import joined, part, shapes, size
@@ -22,13 +24,19 @@ def shaping(loader: Loader, task: Task, *, judging: bool) -> Part:
     return Part(loader, ROUND, set(range(ROUND)) - ({HELD_OUT, JUDGING} if judging else {HELD_OUT}), task)
 
 
-def apart(loader: Loader, sources: Sequence[Hashable], task: Task, *, judging: bool) -> list[Any]:
+def apart(loader: Loader, sources: Sequence[Hashable] | Tensor, task: Task, *, judging: bool) -> list[Any]:
     """As many images, in an order in which all of a source are in one fold, or are held out, or judge tuning. From
     where there are more than their places some are left out; where there are fewer, some come twice.
 
-    sources: of each image, anything that names where it is from. Raises ValueError for another number of them than of
-    images, for too few different ones, and for images of several sizes.
+    sources: of each image, in the order of `loader`, anything that names where it is from. Raises ValueError for
+    another number of them than of images, for too few different ones, for names that cannot be compared, for images of
+    several sizes, and for a DataLoader that shuffles.
     """
+    if isinstance(loader, DataLoader) and not isinstance(loader.sampler, SequentialSampler):
+        raise ValueError("sources= are in the order of the images, which this DataLoader shuffles: give shuffle=False")
+    sources = sources.tolist() if isinstance(sources, Tensor) else list(sources)
+    if not all(isinstance(source, Hashable) for source in sources):
+        raise ValueError("sources= takes a name or a number for each image")
     batches = [task.batch(given) for given in loader]
     if len({shapes(batch) for batch in batches}) != 1:
         raise ValueError("sources= needs calibration images, all of one size")

@@ -69,7 +69,7 @@ def empty_model(**architecture: Any) -> nn.Module:
     try:
         with torch.device("meta"):
             return build_model(**architecture)
-    except (RuntimeError, NotImplementedError):
+    except RuntimeError:
         return build_model(**architecture).to("meta")
 
 
