@@ -189,7 +189,7 @@ def test_unknown_choices_are_refused_with_those_there_are(configure):
         (["model=vgg16_bn"], "cannot take images of 1x16x16; set data.image_size"),
         (["model.checkpoint=nowhere.pth"], "no checkpoint at nowhere.pth"),
         (["model.pretrained=true"], "set stem=imagenet"),
-        (["method=bijsvd", "method.iterations=0"], "iterations must be 1 or more"),
+        (["method=bijsvd", "method.iterations=0"], "iterations must be between 1 and 100000"),
         (["trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=3"], "multiple of the 3 processes"),
         (["name=../x"], "no slashes"),
         (["model.name=mobilenetv3_small_10"], "did you mean mobilenetv3_small_100"),

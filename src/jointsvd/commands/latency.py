@@ -15,7 +15,7 @@ from jointsvd.commands.config import CONF, command, options
 from jointsvd.commands.sentence import in_one_sentence
 from jointsvd.experiment.latency import Contestant, contestants, measure
 from jointsvd.network.atomic import check_writable, write_atomic
-from jointsvd.network.checked import AboveZero, Count, FolderName, Pixels, Size
+from jointsvd.network.checked import AboveZero, Count, FolderName, Pixels, Repeats, Size
 from jointsvd.network.copying import without_values
 from jointsvd.results.latency_table import render
 from jointsvd.training.models import check_classifies
@@ -31,7 +31,7 @@ class Latencies:
     rank_rates: Sequence[AboveZero]
     batch_size: Count
     threads: Count
-    passes: Count
+    passes: Repeats
     input_size: tuple[Size, Pixels, Pixels]
     num_classes: Size
     output_dir: str

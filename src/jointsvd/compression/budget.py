@@ -6,7 +6,7 @@ from numbers import Real
 
 from torch import nn
 
-from jointsvd.network.checked import Count, check_fields
+from jointsvd.network.checked import Count, Repeats, check_fields
 from jointsvd.network.cost import num_parameters
 
 
@@ -78,7 +78,7 @@ class Means:
     share: bool = True
     refit: bool = True
     rank_multiple: Count = 1
-    tune: Count | None = None
+    tune: Repeats | None = None
 
     def __post_init__(self) -> None:
         check_fields(self)

@@ -45,6 +45,7 @@ class Name:
 
 Whole = Annotated[int, Range(0)]
 Count = Annotated[int, Range(1)]
+Repeats = Annotated[int, Range(1, 10**5)]  # of work: a number with more zeros is a slip, and would not end
 Size = Annotated[int, Range(1, 10**6)]  # of a tensor along one axis
 Pixels = Annotated[int, Range(1, 4096)]
 Seed = Annotated[int, Range(0, 2**32 - 1)]

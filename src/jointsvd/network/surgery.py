@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from jointsvd.decomposition.svd import NUM_ITERATIONS, bijsvd, ljsvd, rjsvd
 from jointsvd.decomposition.tucker import TuckerFactors, coupled_tucker2, tucker2
 from jointsvd.decomposition.weighted import weighted_bijsvd
-from jointsvd.network.checked import Count, check_arguments
+from jointsvd.network.checked import Repeats, check_arguments
 from jointsvd.network.copying import bake, copied
 from jointsvd.network.layers import (
     CoupledTuckerConv2d,
@@ -68,7 +68,7 @@ class Metrics(Protocol):
 
 @random_state_kept()
 def apply_plan(
-    model: nn.Module, plan: Plan, *, iterations: Count = NUM_ITERATIONS, statistics: Metrics | None = None
+    model: nn.Module, plan: Plan, *, iterations: Repeats = NUM_ITERATIONS, statistics: Metrics | None = None
 ) -> nn.Module:
     """A copy of `model` in which each group is replaced by its joint decomposition; `model` stays as it was.
 
