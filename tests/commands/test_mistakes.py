@@ -67,7 +67,7 @@ def contents():
         ("method.layers=[5]", "method.layers must be"),
         ("method.name=foo", "method.name must be one of dense, svd"),
         ("+method.foo=1", "method.foo is unknown"),
-        *((f"method=bijsvd method.iterations={value}", "method.iterations must be") for value in ("1.5", "nan", "0", "100001")),
+        *((f"method=bijsvd method.iterations={K}", "method.iterations must be") for K in ("1.5", "nan", "0", "100001")),
         ("method=budget budget.rank_multiple=1.5", "budget: rank_multiple must be"),
         ("method=budget budget.params=true", "budget: params is a factor"),
         ("method=budget budget.latency_ms=nan", "budget: latency_ms is a number"),
