@@ -78,7 +78,7 @@ def main():
     budgets = [budget for budget in BUDGETS if options.get("budget") in (None, label(budget).replace(" ", "-"))]
     facts = {"num_images": num, "pictures": pictures, "command": " ".join(["python", *sys.argv])}
     facts |= environment(torch.device("cpu"))
-    for method in ("norms again", PEER, "ours", "ours, pictures apart"):
+    for method in ("norms again", PEER, "ours", *(["ours, pictures apart"] if pictures != "same" else [])):
         for budget in budgets if method != "norms again" else [{"params": 1}]:
             row = {"method": method, "budget": label(budget)} | facts
             if not is_there(row):
