@@ -186,7 +186,7 @@ def _fits(
 
 def _fit(behind: Callable[..., Behind], pairs: tuple[FactorPair, FactorPair], group: Group, *seen: Tensor) -> None:
     """seen: x, y and outputs of `Behind`."""
-    fit(behind(*seen), *pairs, group)
+    fit(behind([seen], len(seen[0])), *pairs, group)
 
 
 def _running_once(model: nn.Module, image: Any, task: Task) -> list[str]:

@@ -15,9 +15,11 @@ from torch import Tensor, nn
 from jointsvd.compression import losses
 from jointsvd.compression.batches import part, size
 from jointsvd.compression.calibration import TASK, Loader, run_batches
+from jointsvd.compression.moments import FOLDS, Sums
 from jointsvd.compression.norms import Channels
 from jointsvd.compression.task import Task
 from jointsvd.decomposition.metric import shrunk
+from jointsvd.decomposition.spanned import Moment
 from jointsvd.network.copying import copied
 from jointsvd.network.cost import Positions, usage
 from jointsvd.network.interface import input_of
@@ -25,7 +27,6 @@ from jointsvd.network.layers import MatrixLayer, is_matrix
 from jointsvd.network.progress import bar
 from jointsvd.network.random_state import random_state_kept
 
-FOLDS = 4  # parts of the calibration images, so that what is fitted to some can be tried on others
 _DRAWS = 2
 
 
@@ -36,12 +37,13 @@ class Statistics:
     inputs: second moment (folds, F1*I, F1*I) of the vertical strips (F1 x I values) that the layer's matrix multiplies,
     summed over the positions of an image, averaged over the images of a fold: every fourth image is of one fold.
     outputs: second moment (folds, O, O) of the gradients at the layer's outputs, averaged over positions and images.
+    Either may be a `Spanned`, where the images are few beside the values.
     positions: an image's outputs behind the layer's two factors (vertical, horizontal). flops: of an image, of the
     whole network.
     """
 
-    inputs: Mapping[str, Tensor]
-    outputs: Mapping[str, Tensor]
+    inputs: Mapping[str, Moment]
+    outputs: Mapping[str, Moment]
     positions: Mapping[str, Positions]
     flops: int
     num_images: int
@@ -51,7 +53,7 @@ class Statistics:
     def num_folds(self) -> int:
         return max(map(len, self.inputs.values()), default=0)
 
-    def metric(self, name: str, *, without: int | None = None) -> tuple[Tensor, Tensor]:
+    def metric(self, name: str, *, without: int | None = None) -> tuple[Moment, Moment]:
         """(C, G) of the layer, `shrunk`, and halved so that the weighted error is a KL divergence. C (F1*I, F1*I), G
         (O, O): the same for each of the F2 columns of the kernel. without: a fold that is left out.
 
@@ -70,7 +72,7 @@ class Statistics:
         )
         return replace(self, inputs=inputs, outputs=outputs)
 
-    def measured(self, name: str, fold: int | None = None) -> tuple[Tensor, Tensor]:
+    def measured(self, name: str, fold: int | None = None) -> tuple[Moment, Moment]:
         """(C, G) as they are, that the images of one fold show, or all of them."""
         if fold is None:
             return self.inputs[name].mean(0) / 2, self.outputs[name].mean(0)
@@ -125,8 +127,7 @@ class _Moments:
     each fold of the images."""
 
     def __init__(self) -> None:
-        self.sums: dict[tuple[str, str], Tensor] = {}
-        self.rows: dict[str, Tensor] = {}  # gradients added up, by fold
+        self.sums: dict[tuple[str, str], Sums] = {}
         self.images = torch.zeros(FOLDS, dtype=torch.int64)
         self.folds = torch.empty(0, dtype=torch.int64)  # of the images of this batch
         self.forward = False
@@ -148,16 +149,11 @@ class _Moments:
         finally:
             self.forward = False
 
-    def averages(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    def averages(self) -> tuple[dict[str, Moment], dict[str, Moment]]:
         """Over images, and over positions and images; of the layers that a gradient came back to."""
-        seen = self.images > 0
-        inputs: dict[str, Tensor] = {}
-        outputs: dict[str, Tensor] = {}
-        for name, rows in self.rows.items():
-            for what, counts, averages in (("in", self.images, inputs), ("out", rows, outputs)):
-                sums = self.sums[name, what]
-                averages[name] = sums[seen] / counts[seen, None, None].to(sums.device)
-        return inputs, outputs
+        names = [name for name, what in self.sums if what == "out"]
+        inputs = {name: self.sums.pop((name, "in")).averages(self.images)[0] for name in names}
+        return inputs, {name: self.sums.pop((name, "out")).averages()[0] for name in names}
 
     def _record(self, name: str, layer: MatrixLayer, args: Any, kwargs: Any, output: Tensor) -> Tensor | None:
         if self.forward:
@@ -175,17 +171,10 @@ class _Moments:
     @torch.no_grad()
     def _add(self, name: str, what: str, vectors: Tensor) -> None:
         """vectors: (positions of all images, values), image by image; in half precision under autocast."""
-        vectors = vectors if vectors.dtype == torch.float64 else vectors.float()
-        if (name, what) not in self.sums:
-            size = (FOLDS, vectors.shape[1], vectors.shape[1])
-            self.sums[name, what] = torch.zeros(size, dtype=torch.float64, device=vectors.device)
+        sums = self.sums.setdefault((name, what), Sums())
         folds = self.folds[torch.arange(len(vectors)) * len(self.folds) // len(vectors)]
-        with torch.autocast(vectors.device.type, enabled=False):
-            for fold in folds.unique().tolist():
-                rows = vectors[(folds == fold).to(vectors.device)]
-                self.sums[name, what][fold] += rows.T @ rows
-        if what == "out":
-            self.rows[name] = self.rows.get(name, 0) + folds.bincount(minlength=FOLDS)
+        for fold in folds.unique().tolist():
+            sums.add(fold, vectors[(folds == fold).to(vectors.device)])
 
 
 def strips(layer: MatrixLayer, x: Tensor, *, axis: int = 0) -> Tensor:
