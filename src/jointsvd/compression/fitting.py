@@ -1,6 +1,6 @@
 """How the factors of one layer are fitted to what it receives behind compressed layers."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterator
 from copy import deepcopy
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -10,13 +10,13 @@ from torch import Tensor, nn
 
 from jointsvd.compression.moments import FOLDS, Sums, wide
 from jointsvd.compression.statistics import strips
+from jointsvd.compression.walking import Seen
 from jointsvd.decomposition.metric import level, noise_share, shrunk, times, with_ridge
 from jointsvd.decomposition.spanned import Moment, Spanned
 from jointsvd.decomposition.weighted import weighted_ljsvd
 from jointsvd.network.layers import FactorPair, MatrixLayer, fold, unfold
 from jointsvd.network.plan import Group
 
-Seen = tuple[Tensor, Tensor, Tensor]  # x, y and outputs of `Behind`
 Step = Callable[["Behind", FactorPair, list[int]], None]  # sets weights, fitted to some folds
 _CHUNK = 64  # images whose strips are in memory at a time
 
@@ -24,17 +24,16 @@ _CHUNK = 64  # images whose strips are in memory at a time
 @dataclass(frozen=True)
 class Behind:
     """A dense layer, the metric G of its outputs, and what it meets, in parts of the images: x (N, ...), y in place of
-    x behind compressed layers, and its outputs in the dense network. num: images in all parts; all parts but the last
-    are of a multiple of FOLDS images."""
+    x behind compressed layers, and its outputs in the dense network. All parts but the last are of a multiple of FOLDS
+    images."""
 
     layer: MatrixLayer
     G: Moment
-    parts: Iterable[Seen]
-    num: int
+    seen: Seen
 
     @property
     def folds(self) -> list[int]:
-        return list(range(min(FOLDS, self.num)))
+        return list(range(min(FOLDS, self.seen.num)))
 
     @cached_property
     def moments(self) -> tuple[Moment, Tensor]:
@@ -53,7 +52,7 @@ class Behind:
         """``E[a a^T]`` and ``E[a b^T]`` over positions, (folds, ...) each, of what `view` makes, (positions, values),
         of x, y and outputs; an image's positions are summed, a fold's images averaged."""
         sums, images = Sums(), torch.zeros(FOLDS, dtype=torch.int64)
-        for part in self.parts:
+        for part in self._parts():
             for number in folds:
                 for some in zip(*(tensor[number :: len(self.folds)].split(_CHUNK) for tensor in part), strict=True):
                     if len(some[0]):
@@ -63,10 +62,16 @@ class Behind:
         assert cross is not None
         return own, cross
 
+    def _parts(self) -> Iterator[tuple[Tensor, ...]]:
+        for part in self.seen:
+            yield tuple(tensor.to(self.layer.weight.dtype) for tensor in part)  # another under autocast
+
     def error(self, pair: FactorPair) -> float:
         """Of what stands for the layer, on the last fold."""
         total, tried = 0.0, slice(self.folds[-1], None, len(self.folds))
-        for _, y, outputs in self.parts:
+        for _, y, outputs in self._parts():
+            if not len(y[tried]):
+                continue  # the last part may be shorter than a round of the folds
             missed = outputs[tried] - pair(y[tried])
             rows = (missed.movedim(1, -1) if isinstance(self.layer, nn.Conv2d) else missed).flatten(0, -2)
             total += float((rows * times(self.G, rows.double().T).T).sum())

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from jointsvd.compression import losses
 from jointsvd.compression.batches import part, size
 from jointsvd.compression.calibration import TASK, Loader, run_batches
+from jointsvd.compression.memory import Pieces, measured
 from jointsvd.compression.moments import FOLDS, Sums
 from jointsvd.compression.norms import Channels
 from jointsvd.compression.task import Task
@@ -81,25 +82,29 @@ class Statistics:
 
 @random_state_kept()
 @torch.enable_grad()
-def collect_statistics(model: nn.Module, loader: Loader, *, seed: int = 0, task: Task = TASK) -> Statistics:
+def collect_statistics(
+    model: nn.Module, loader: Loader, *, seed: int = 0, task: Task = TASK, memory: float | None = None
+) -> Statistics:
     """Second moments at every ungrouped Conv2d and every Linear of `model` that runs, in evaluation mode.
 
     loader: batches, or tuples whose first item is one, each brought to the model's device. The gradients are those of
     H^1/2 e, H being the Fisher information of the logits under the model's own predictions, a softmax over dimension 1,
     and e drawn (by `seed`) from a normal distribution, a few times an image: in the mean their second moment is the
     exact one, with less noise than that of classes drawn. task: how the network is asked, which of its outputs count,
-    and another loss than this one. `model` is left as it was. Raises ValueError for a loader that is empty or gives no
-    images, for images that hold NaN, are on the meta device, of another dtype or shape than the model takes, for a
-    model in half precision or on the meta device, and for one that returns no logits.
+    and another loss than this one. memory: GB that a pass may take (by default half of what is free): batches that take
+    more pass in pieces, which changes nothing but rounding. `model` is left as it was. Raises ValueError for a loader
+    that is empty or gives no images, for images that hold NaN, are on the meta device, of another dtype or shape than
+    the model takes, for a model in half precision or on the meta device, and for one that returns no logits.
     """
     moments, copy = _Moments(), copied(model).requires_grad_(False)
     moments.watch(copy)
-    generator, num, spread = torch.Generator().manual_seed(seed), 0, Channels()
-    batches = run_batches(copy, loader, task, gradients=True, during=moments.passing)
+    pieces = measured(model, loader, memory, task)
+    noise, num, spread = _Noise(seed, pieces), 0, Channels()
+    batches = run_batches(copy, pieces, task, gradients=True, during=moments.passing)
     for batch, output in bar(batches, "Measuring layers", total=length_hint(loader) or None):
         if not num:
             image = part(batch, slice(0, 1))
-        _send_back(task, output, generator)
+        _send_back(task, output, noise)
         if task.kind == "gaussian":
             spread.add(output.detach())
         num += size(batch)
@@ -110,7 +115,7 @@ def collect_statistics(model: nn.Module, loader: Loader, *, seed: int = 0, task:
     return Statistics(inputs, outputs, *usage(model, image, task.ask), num, hidden)
 
 
-def _send_back(task: Task, output: Any, generator: torch.Generator) -> None:
+def _send_back(task: Task, output: Any, noise: "_Noise") -> None:
     """Gradients from an output of a batch to the layers."""
     rows = task.value(output) if task.kind is None else losses.rows(task.kind, output)
     if not rows.requires_grad:
@@ -118,8 +123,27 @@ def _send_back(task: Task, output: Any, generator: torch.Generator) -> None:
     if task.kind is None:
         rows.backward()
         return
-    for draw in range(_DRAWS):
-        rows.backward(losses.sketch(task.kind, rows.detach(), generator), retain_graph=draw < _DRAWS - 1)
+    drawn = noise.of(rows.detach())
+    for draw, e in enumerate(drawn):
+        rows.backward(losses.sketch(task.kind, rows.detach(), e), retain_graph=draw < len(drawn) - 1)
+
+
+class _Noise:
+    """Normal noise for each image, the same whatever the pieces are in which a batch passes."""
+
+    def __init__(self, seed: int, pieces: Pieces):
+        self._generator, self._pieces = torch.Generator().manual_seed(seed), pieces
+        self._drawn: list[Tensor] = []
+
+    def of(self, rows: Tensor) -> list[Tensor]:
+        """Like the rows of the piece that passes, several times."""
+        first, whole = self._pieces.first, self._pieces.whole
+        num = len(rows) // self._pieces.num  # rows of an image
+        if not first:
+            shape = whole * num, rows.shape[1]
+            draws = (torch.randn(shape, generator=self._generator, dtype=rows.dtype) for _ in range(_DRAWS))
+            self._drawn = list(draws)
+        return [e[first * num :][: len(rows)].to(rows.device) for e in self._drawn]
 
 
 class _Moments:
