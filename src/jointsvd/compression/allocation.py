@@ -123,10 +123,11 @@ def _layers(model: nn.Module, positions: Mapping[str, Positions]) -> list[Layer]
 
 def _choices(layers: Sequence[Layer], limits: Cost, means: Means) -> list[Choice]:
     multiple = means.rank_multiple
-    options = [held_out(alone(layer)) for layer in bar(layers, "Trying ranks")]
+    singles = [alone(layer) for layer in layers]
+    options = [held_out(single) for single in bar(singles, "Trying ranks")]
     prices = _find_prices(options, limits, multiple)
     if means.share:
-        options = merge(options, prices, multiple)
+        options = merge(singles, options, prices, multiple)
         prices = _find_prices(options, limits, multiple)
     return _fill([cheapest(option, prices, multiple) for option in options], limits, multiple)
 

@@ -152,7 +152,10 @@ def _solve(C: Moment, cross: Tensor, start: Tensor) -> Tensor:
 
 def _ridged(C: Tensor, ridge: Tensor, cross: Tensor, start: Tensor) -> Tensor:
     eye = torch.eye(len(C), dtype=C.dtype, device=C.device)
-    return torch.linalg.solve(C + ridge * eye, cross + ridge * start)
+    L, failed = torch.linalg.cholesky_ex(C + ridge * eye)
+    if failed:
+        return torch.linalg.solve(C + ridge * eye, cross + ridge * start)
+    return torch.cholesky_solve(cross + ridge * start, L)
 
 
 def set_weight(layer: MatrixLayer, W: Tensor) -> None:

@@ -4,14 +4,13 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
-from operator import length_hint
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from jointsvd.compression.batches import part, size, tensors
+from jointsvd.compression.batches import num_images, part, size, tensors
 from jointsvd.compression.calibration import TASK, Loader, evaluating
 from jointsvd.compression.moments import FOLDS
 from jointsvd.compression.task import Task, beside
@@ -100,8 +99,9 @@ class Pieces:
                 yield piece
                 self.first += size(piece)
 
-    def __length_hint__(self) -> int:
-        return length_hint(self._loader)
+    @property
+    def num_images(self) -> int | None:
+        return num_images(self._loader)
 
 
 def measured(model: nn.Module, loader: Loader, memory: float | None, task: Task = TASK) -> Pieces:

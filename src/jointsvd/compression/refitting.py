@@ -68,8 +68,9 @@ def refit(
         trial = trial_of(model, plan, statistics)
     fits = _fits(model, compressed, trial, plan, statistics)
     fits = {name: fits[name] for name in _running_once(model, part(images, slice(0, 1)), task) if name in fits}
-    with bar(total=len(fits), desc="Fitting layers") as progress:
-        _walked(model, compressed, twin_of(model, compressed, fits, progress.update), [images], task, memory)
+    parts, space = _parts(model, [images], task, memory)
+    with bar(total=len(fits) * len(parts), desc="Fitting layers", unit="parts of images") as progress:
+        _walked(compressed, twin_of(model, compressed, fits, progress.update), parts, space, task)
     for group in plan.groups:
         pairs = [compressed.get_submodule(name) for name in group.members]
         if isinstance(group, Group) and all(isinstance(pair, FactorPair) for pair in pairs):
@@ -88,19 +89,21 @@ def match_norms(
     batches = [beside(model, task.batch(given)) for given in loader]
     if not batches:
         raise ValueError("the calibration loader is empty")
-    _walked(model, compressed, twin_of(model, compressed, {}, lambda: None), batches, task, memory)
+    _walked(compressed, twin_of(model, compressed, {}, lambda: None), *_parts(model, batches, task, memory), task)
     return compressed
 
 
-def _walked(
-    model: nn.Module, compressed: nn.Module, twin: nn.Module, batches: list[Any], task: Task, memory: float | None
-) -> None:
-    """All images through both networks, in as many parts as the memory asks for."""
+def _parts(model: nn.Module, batches: list[Any], task: Task, memory: float | None) -> tuple[list[Any], int]:
+    """All images in as many parts as the memory asks for, and its bytes."""
     whole, space = sum(map(size, batches)), room(memory, device_of(model))
     if len({shapes(batch) for batch in batches}) == 1:
         batches = [joined(batches)]
     most = footprint(model, batches[0], task).walked(space, whole)
-    parts = [piece for batch in batches for piece in pieces(batch, most)]
+    return [piece for batch in batches for piece in pieces(batch, most)], space
+
+
+def _walked(compressed: nn.Module, twin: nn.Module, parts: list[Any], space: int, task: Task) -> None:
+    """All parts through both networks."""
     with _unchanged_if_it_fails(compressed), evaluating(twin):
         walk([partial(_doubled, twin, part, task) for part in parts], space // 2)
 
@@ -121,7 +124,7 @@ def _unchanged_if_it_fails(network: nn.Module) -> Iterator[None]:
 
 
 def twin_of(model: nn.Module, compressed: nn.Module, fits: Mapping[str, Fit], done: Callable[[], object]) -> nn.Module:
-    """Both networks side by side. done: called after each fit."""
+    """Both networks side by side. done: called when a part of the images has passed a layer that was fitted."""
     twin = copied(model)
     for name, module in list(twin.named_modules()):
         other = compressed.get_submodule(name)
@@ -177,13 +180,13 @@ class _Halves(StandIn):
         outputs = self.dense(x)
         if self.fit:
             together(self._meet, x, y, outputs)
+            self.done()
         return torch.cat([outputs, self.compressed(y)])
 
     def _meet(self, seen: Seen) -> None:
         assert self.fit
         with torch.autocast(self.weight.device.type, enabled=False):
             self.fit(seen)
-        self.done()
 
 
 def trial_of(model: nn.Module, plan: Plan, statistics: Statistics) -> nn.Module:

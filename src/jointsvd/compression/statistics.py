@@ -5,7 +5,6 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
-from operator import length_hint
 from typing import Any
 
 import torch
@@ -101,13 +100,15 @@ def collect_statistics(
     pieces = measured(model, loader, memory, task)
     noise, num, spread = _Noise(seed, pieces), 0, Channels()
     batches = run_batches(copy, pieces, task, gradients=True, during=moments.passing)
-    for batch, output in bar(batches, "Measuring layers", total=length_hint(loader) or None):
-        if not num:
-            image = part(batch, slice(0, 1))
-        _send_back(task, output, noise)
-        if task.kind == "gaussian":
-            spread.add(output.detach())
-        num += size(batch)
+    with bar(total=pieces.num_images, desc="Measuring layers", unit="images") as progress:
+        for batch, output in batches:
+            if not num:
+                image = part(batch, slice(0, 1))
+            _send_back(task, output, noise)
+            if task.kind == "gaussian":
+                spread.add(output.detach())
+            num += size(batch)
+            progress.update(size(batch))
     inputs, outputs = moments.averages()
     if task.kind == "gaussian":
         outputs = {name: moment / spread.variance for name, moment in outputs.items()}
