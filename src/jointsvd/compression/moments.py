@@ -8,7 +8,7 @@ from torch import Tensor
 from jointsvd.decomposition.spanned import Moment, Spanned
 
 FOLDS = 4  # parts of the calibration images, so that what is fitted to some can be tried on others
-_WIDE = 4096  # values, beyond which vectors are kept as they are as long as they are few
+_WIDE = 2048  # values, beyond which vectors are kept as they are as long as they are few
 _FEW = 1 / 4  # of their values
 
 

@@ -5,6 +5,7 @@ W has columns, where the moment is a multiple of the identity. In these n + cols
 """
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -15,10 +16,10 @@ from jointsvd.decomposition.spanned import Moment, Spanned
 _ROUNDING = 1e-14  # of the mean eigenvalue: keeps the rest of W invertible where W has no rest in some directions
 
 
-class Narrow:
+class _Narrow:
     """A matrix in coordinates in which moments over one basis are small.
 
-    W: (n + cols, cols) in place of (d, cols). `moment` brings a moment there, and `widened` a left factor back.
+    W: (n + cols, cols) in place of (d, cols). `widened` brings a left factor back.
     """
 
     def __init__(self, W: Tensor, basis: Tensor):
@@ -29,17 +30,18 @@ class Narrow:
         root, self._inverse = roots(rest)
         self.W = torch.cat([self._seen, root])
 
-    def moment(self, C: Moment) -> Tensor:
-        """(n + cols, n + cols), of one over the basis."""
-        assert isinstance(C, Spanned)
-        outside = torch.eye(self.W.shape[1], dtype=C.inside.dtype, device=C.inside.device) * C.rest
-        return torch.block_diag(C.inside, outside)
-
     def widened(self, U: Tensor) -> Tensor:
         """U (n + cols, rank) as (d, rank)."""
         inside, outside = U.split([len(self._seen), len(U) - len(self._seen)])
         outside = self._inverse @ outside
         return self._whole @ outside + self._basis @ (inside - self._seen @ outside)
+
+
+def _brought(cols: int, C: Moment) -> Tensor:
+    """A moment over the basis in these coordinates, (n + cols, n + cols)."""
+    assert isinstance(C, Spanned)
+    outside = torch.eye(cols, dtype=C.inside.dtype, device=C.inside.device) * C.rest
+    return torch.block_diag(C.inside, outside)
 
 
 def coordinates(W: Tensor, C: Moment) -> tuple[Tensor, Callable[[Moment], Tensor], Callable[[Tensor], Tensor]]:
@@ -49,8 +51,8 @@ def coordinates(W: Tensor, C: Moment) -> tuple[Tensor, Callable[[Moment], Tensor
         return W, _dense, lambda U: U
     if C.basis.shape[1] + W.shape[1] >= len(W):
         return W, _dense, lambda U: U
-    narrow = Narrow(W, C.basis)
-    return narrow.W, narrow.moment, narrow.widened
+    narrow = _Narrow(W, C.basis)
+    return narrow.W, partial(_brought, W.shape[1]), narrow.widened
 
 
 def narrowed(W: Tensor, C: Moment) -> tuple[Tensor, Tensor, Callable[[Tensor], Tensor]]:
