@@ -6,8 +6,8 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from jointsvd import compress
+from jointsvd.compression.moments import FOLDS
 from jointsvd.compression.sources import HELD_OUT, ROUND, apart, shaping
-from jointsvd.compression.statistics import FOLDS
 from jointsvd.compression.task import Task
 
 

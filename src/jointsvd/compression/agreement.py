@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from jointsvd.compression import losses
-from jointsvd.compression.batches import part, size
+from jointsvd.compression.batches import num_images, part, size
 from jointsvd.compression.calibration import TASK, Loader, run_batches
 from jointsvd.compression.norms import Channels
 from jointsvd.compression.task import Task
@@ -67,6 +67,11 @@ class Part:
 
     def __init__(self, loader: Loader, every: int, places: Iterable[int], task: Task = TASK):
         self.loader, self.every, self.places, self.task = loader, every, torch.tensor(sorted(places)), task
+
+    @property
+    def num_images(self) -> int | None:
+        whole = num_images(self.loader)
+        return whole if whole is None else int(torch.isin(torch.arange(whole) % self.every, self.places).sum())
 
     def __iter__(self) -> Iterator[Any]:
         start = 0

@@ -8,7 +8,6 @@ bisection. Errors are those on images that did not shape the factors (`held_out.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from math import inf
 from typing import Any
 
@@ -22,7 +21,7 @@ from jointsvd.compression.options import Choice, Cost, Layer, Option, alone, che
 from jointsvd.compression.sharing import merge
 from jointsvd.compression.statistics import Statistics
 from jointsvd.compression.untouched import matrix_layers
-from jointsvd.decomposition.metric import with_ridge
+from jointsvd.compression.weighing import weighed
 from jointsvd.network.cost import Positions, num_parameters, usage
 from jointsvd.network.layers import unfold
 from jointsvd.network.plan import Plan
@@ -61,7 +60,7 @@ def plan_for_budget(
     if budget.timed and times is None:
         raise ValueError("a budget of time needs times=, what measure_layer_times returns")
     task = _task(model, budget, {n: statistics.positions[n] for n in statistics.inputs}, statistics.flops, times)
-    task = replace(task, layers=_weighed(task.layers, statistics))
+    task = replace(task, layers=weighed(task.layers, statistics))
     limits = _limits(task, means.rank_multiple)
     choices = _choices(task.layers, limits, means)
     if not fits(total(choice.cost for choice in choices), limits):
@@ -117,45 +116,18 @@ def _layers(model: nn.Module, positions: Mapping[str, Positions]) -> list[Layer]
         W, (vertical, horizontal), none = unfold(weight.detach()), positions[name], torch.empty(0)
         sides = (type(module), *weight.shape[1:3]), (type(module), weight.shape[0], *weight.shape[3:])
         per_rank = 2 * len(W) * vertical + 2 * W.shape[1] * horizontal
-        layers.append(Layer(name, W, none, none, 2 * W.numel() * horizontal, 0.0, per_rank, *sides))
+        dense_run = 2 * W.numel() * horizontal
+        layers.append(Layer(name, W, none, none, dense_run, 0.0, per_rank, *sides, shape=tuple(W.shape)))
     return layers
-
-
-def _weighed(layers: Sequence[Layer], statistics: Statistics) -> list[Layer]:
-    """The layers with their metrics, which are 0 where changing a layer changes nothing."""
-    metrics = [statistics.metric(layer.name) for layer in layers]
-    alive = [all(moment.any() for moment in moments) for moments in metrics]
-    alive = alive if any(alive) else [True] * len(layers)  # then nothing tells them apart
-    weighed = []
-    for layer, metric, lives in zip(layers, metrics, alive, strict=True):
-        layer = replace(layer, W=layer.W * lives)
-        folds = [partial(_without_fold, layer, statistics, fold) for fold in range(statistics.num_folds)]
-        weighed.append(replace(_with_metric(layer, *metric)[0], folds=folds))
-    return weighed
-
-
-def _without_fold(layer: Layer, statistics: Statistics, fold: int) -> tuple[Layer, Tensor, Tensor]:
-    """The layer as all images but a fold's show it, and the metrics that these show, in its units."""
-    fitted, scales = _with_metric(layer, *statistics.metric(layer.name, without=fold))
-    moments = statistics.measured(layer.name, fold)
-    C, G = (moment.double().cpu() / scale for moment, scale in zip(moments, scales, strict=True))
-    return fitted, C, G
-
-
-def _with_metric(layer: Layer, C: Tensor, G: Tensor) -> tuple[Layer, tuple[Tensor, Tensor]]:
-    """Metrics of mean 1, their scales in W, and these scales; all in float64 on the CPU."""
-    C, G = (with_ridge(moment.double().cpu()) for moment in (C, G))
-    scales = C.diagonal().mean(), G.diagonal().mean()
-    W = layer.W.double().cpu() * (scales[0] * scales[1]).sqrt()
-    return replace(layer, W=W, C=C / scales[0], G=G / scales[1]), scales
 
 
 def _choices(layers: Sequence[Layer], limits: Cost, means: Means) -> list[Choice]:
     multiple = means.rank_multiple
-    options = [held_out(alone(layer)) for layer in bar(layers, "Trying ranks")]
+    singles = [alone(layer) for layer in layers]
+    options = [held_out(single) for single in bar(singles, "Trying ranks")]
     prices = _find_prices(options, limits, multiple)
     if means.share:
-        options = merge(options, prices, multiple)
+        options = merge(singles, options, prices, multiple)
         prices = _find_prices(options, limits, multiple)
     return _fill([cheapest(option, prices, multiple) for option in options], limits, multiple)
 
@@ -185,7 +157,7 @@ def _limits(task: _Task, multiple: int) -> Cost:
 
 def _smallest_cost(layer: Layer, multiple: int) -> Cost:
     """Of each kind by itself."""
-    option = Option((layer,), "alone", torch.empty(min(layer.W.shape) + 1))
+    option = Option((layer,), "alone", torch.empty(min(layer.shape) + 1))
     choices = [Choice(option, 0), *([Choice(option, multiple)] if option.largest_rank(multiple) else [])]
     return min(choice.cost[0] for choice in choices), min(choice.cost[1] for choice in choices)
 

@@ -1,7 +1,7 @@
 """Batches of any structure: a tensor, or tuples, lists and dictionaries of tensors that hold an image each along their
 first dimension. What else they hold goes along as it is."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Sized
 from typing import Any
 
 import torch
@@ -58,3 +58,16 @@ def joined(batches: Sequence[Any]) -> Any:
 def shapes(batch: Any) -> tuple[tuple[int, ...], ...]:
     """Of an image: what batches must agree on to be `joined`."""
     return tuple(tuple(tensor.shape[1:]) for tensor in tensors(batch))
+
+
+def num_images(loader: Any) -> int | None:
+    """Images in a loader, where it tells without being read: a sequence of batches, a DataLoader of a sized dataset, or
+    what has a `num_images` of its own. None where it does not."""
+    if hasattr(loader, "num_images"):
+        return loader.num_images
+    if isinstance(loader, list | tuple):
+        return sum(map(size, loader))
+    if isinstance(loader, Tensor):
+        return loader.shape[:2].numel()
+    dataset = getattr(loader, "dataset", None)
+    return len(dataset) if isinstance(dataset, Sized) else None

@@ -6,7 +6,7 @@ from numbers import Real
 
 from torch import nn
 
-from jointsvd.network.checked import Count, Repeats, check_fields
+from jointsvd.network.checked import AboveZero, Count, Repeats, check_fields
 from jointsvd.network.cost import num_parameters
 
 
@@ -73,12 +73,13 @@ class Budget:
 class Means:
     """How a budget may be reached. share: layers may share factors. refit: factors are fitted again behind compressed
     layers. rank_multiple: ranks are multiples of it, 1 or more. tune: steps of training towards the dense network, 1 or
-    more (none: None). Raises ValueError for other values."""
+    more (none: None). memory: GB that images may take on their way through networks, beside these, what is known of
+    their layers, and the images themselves (None: half of what is free). Raises ValueError for other values."""
 
     share: bool = True
     refit: bool = True
     rank_multiple: Count = 1
-    tune: Repeats | None = None
+from jointsvd.network.checked import AboveZero, Count, Repeats, check_fields
 
     def __post_init__(self) -> None:
         check_fields(self)

@@ -75,7 +75,7 @@ def run_batches(
     if parameter is not None and parameter.dtype not in (torch.float32, torch.float64):
         raise ValueError(f"calibration needs a model in float32, got {parameter.dtype}; call model.float()")
     nothing = True
-    with _evaluating(model):
+    with evaluating(model):
         for module in training:
             module.train()
         for given in loader:
@@ -90,7 +90,8 @@ def run_batches(
 
 
 @contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """In evaluation mode; each module has its own mode again afterwards."""
     modes = {module: module.training for module in model.modules()}
     model.eval()
     try:

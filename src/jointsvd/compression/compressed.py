@@ -16,6 +16,7 @@ from jointsvd.compression.batches import part
 from jointsvd.compression.budget import Budget, Means
 from jointsvd.compression.calibration import Loader, run_batches
 from jointsvd.compression.layer_times import LayerTimes, measure_layer_times
+from jointsvd.compression.memory import passed
 from jointsvd.compression.options import Choice
 from jointsvd.compression.processes import in_first_process, several_processes
 from jointsvd.compression.refitting import check_sizes, match_norms, trial_of
@@ -89,9 +90,10 @@ def compress(
     sources: of each image, what it was taken from (a picture, a film, a patient), if several are from one: errors are
     then those on other sources, without it on other images of the same ones (`sources.apart`).
     options: the fields of a `Budget`, and of `Means`: share, whether layers may share factors; refit, whether each
-    layer's factors are then fitted behind the layers compressed before it, which takes memory for all images at once;
-    rank_multiple, of which ranks are multiples; tune, steps of training towards the dense network (`tune`), without
-    labels, of which one more image in eight says how many are kept (None: nothing is trained).
+    layer's factors are then fitted behind the layers compressed before it; rank_multiple, of which ranks are multiples;
+    tune, steps of training towards the dense network (`tune`), without labels, of which one more image in eight says
+    how many are kept (None: nothing is trained); memory, the GB that images may take on their way through the networks
+    (None: half of what is free), however many images there are.
 
     In torch.distributed all processes call it, rank 0 does the work on its own images, and all get its network. Raises
     ValueError as `collect_statistics` and `plan_for_budget` do, for bad budgets before anything runs, and for networks
@@ -139,24 +141,26 @@ def _compressed(model: nn.Module, calibration: Loader, budget: Budget, means: Me
         check_sizes(whole, task)
     if means.tune:
         check_tuning(list(Part(whole, ROUND, [JUDGING], task)), task)
+    batches = shaping(whole, task, judging=bool(means.tune))  # of which the noise in the statistics is
+    whole = passed(model, whole, means.memory, task)
     loader = shaping(whole, task, judging=bool(means.tune))
     image, times = _tried_out(model, loader, budget, means, task)
     _log.info("Measuring what the layers do on the calibration images")
-    statistics = collect_statistics(model, loader, task=task)
+    statistics = collect_statistics(model, batches, task=task, memory=means.memory)
     for problem in problems(model, loader, statistics, task):
         _log.warning(problem)
     _log.info("Choosing ranks and shared factors of %d layers", len(statistics.inputs))
     ways: dict[str, Any] = {"share": means.share, "rank_multiple": means.rank_multiple}
     plan, choices = plan_for_budget(model, statistics, budget, times=times, **ways)
     left, model = untouched(model, statistics), lift(own, {name for group in plan.groups for name in group.members})
-    trial, predicted = _tried(model, plan, statistics, loader, task)
+    trial, predicted = _tried(model, plan, statistics, loader, task, means.memory)
     plan = replace(plan, settings={**plan.settings, "predicted_kl": predicted})
     compressed, report = _factored(model, plan, choices, statistics)
     _log.info("Fitting factors and batch norms behind compressed layers" if means.refit else "Correcting batch norms")
     if means.refit:
-        _refit(model, compressed, plan, statistics, loader, trial, task)
+        _refit(model, compressed, plan, statistics, loader, trial, task, means.memory)
     else:
-        match_norms(model, compressed, loader, task)
+        match_norms(model, compressed, loader, task, means.memory)
     if times:
         plan = replace(plan, settings={**plan.settings, "measured_milliseconds": _timed(compressed, image, plan)})
     tuned = _tuned(model, compressed, whole, means, task)
@@ -168,7 +172,8 @@ def _tried_out(
 ) -> tuple[Any, LayerTimes | None]:
     """One image, and what a budget of time needs. Raises ValueError for a network that cannot be compressed and for a
     budget that cannot be kept, if possible before measuring."""
-    batch, output = next(run_batches(copied(model), loader, task))
+    with torch.no_grad():
+        batch, output = next(run_batches(copied(model), loader, task))
     if task.kind is None:
         task.value(output)
     image = part(batch, slice(0, 1))
@@ -191,7 +196,7 @@ def _factored(
 
 
 def _tried(
-    model: nn.Module, plan: Plan, statistics: Statistics, loader: Loader, task: Task
+    model: nn.Module, plan: Plan, statistics: Statistics, loader: Loader, task: Task, memory: float | None
 ) -> tuple[nn.Module, float | None]:
     """A trial of the plan, whose factors the last fold of the images did not shape, and its KL divergence there: what
     layers do to each other is in it, which the sum of their errors leaves out. None for one image."""
@@ -200,7 +205,7 @@ def _tried(
     if folds < 2:
         return trial, None
     others, last = Part(loader, folds, range(folds - 1), task), Part(loader, folds, [folds - 1], task)
-    return trial, agreement(model, match_norms(model, trial, others, task), last, task).kl
+    return trial, agreement(model, match_norms(model, trial, others, task, memory), last, task).kl
 
 
 def _tuned(model: nn.Module, compressed: nn.Module, whole: Loader, means: Means, task: Task) -> Tuned | None:

@@ -48,12 +48,11 @@ def rows(kind: Kind, output: Tensor) -> Tensor:
     return logits
 
 
-def sketch(kind: Kind, rows: Tensor, generator: torch.Generator) -> Tensor:
-    """H^1/2 e for each row, H being the Fisher information of the prediction (for numbers: 1) and e normal.
+def sketch(kind: Kind, rows: Tensor, e: Tensor) -> Tensor:
+    """H^1/2 e for each row, H being the Fisher information of the prediction (for numbers: 1) and e normal noise.
 
     Of classes, with H = diag(p) - p p^T, a root is (I - p 1^T) diag(p)^1/2.
     """
-    e = torch.randn(rows.shape, generator=generator, dtype=rows.dtype).to(rows.device)
     if kind == "gaussian":
         return e
     if kind == "binary":

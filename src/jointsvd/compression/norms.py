@@ -6,6 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from jointsvd.compression.walking import Seen, together
+
 _ROUNDING = 1e-6  # of the largest input, by which the halves of a batch may differ where nothing was compressed
 _DEAD = 1e-6  # of the variance that the norm divides by: a channel that moves less on these images does not move
 
@@ -18,10 +20,11 @@ class Channels:
     sums: Tensor = field(default_factory=lambda: torch.zeros(2, 1))
 
     def add(self, x: Tensor) -> None:
-        values = x.transpose(0, 1).flatten(1).double()
-        sums = torch.stack([values.sum(1), values.square().sum(1)])
+        self.add_sums(*_sums(x))
+
+    def add_sums(self, num: Tensor, sums: Tensor) -> None:
         self.sums = self.sums.to(sums) + sums
-        self.num += values.shape[1]
+        self.num += int(num)
 
     @property
     def moments(self) -> tuple[Tensor, Tensor]:
@@ -33,6 +36,12 @@ class Channels:
         """Mean of the channels'; where they do not vary, as in one image, their mean square, or 1 if that is 0."""
         mean, variance = self.moments
         return float(variance.mean()) or float(mean.square().mean()) or 1.0
+
+
+def _sums(x: Tensor) -> tuple[Tensor, Tensor]:
+    """How many values a channel has, and the sums of these and of their squares."""
+    values = x.transpose(0, 1).flatten(1).double()
+    return torch.tensor(values.shape[1]), torch.stack([values.sum(1), values.square().sum(1)])
 
 
 class MatchedNorm(nn.Module):
@@ -48,12 +57,21 @@ class MatchedNorm(nn.Module):
 
     def forward(self, batch: Tensor) -> Tensor:
         x, y = batch.chunk(2)
-        self.differ = self.differ or bool((x - y).abs().max() > _ROUNDING * x.abs().max())
-        if self.differ and self.dense.running_mean is not None:
-            self.wanted.add(x)
-            self.found.add(y)
-            self._correct()
+        if self.dense.running_mean is not None:
+            differ = (x - y).abs().max() > _ROUNDING * x.abs().max()
+            together(self._meet, differ, *(found for half in (x, y) for found in _sums(half)), holding=(batch,))
         return torch.cat([self.dense(x), self.compressed(y)])
+
+    def _meet(self, seen: Seen) -> None:
+        """Of each part: whether its halves differ, and how many values of what sums they have."""
+        brought = [tuple(tensor.clone() for tensor in tensors) for tensors in seen]
+        self.differ = self.differ or any(bool(tensors[0]) for tensors in brought)
+        if not self.differ:
+            return
+        for _, *sums in brought:
+            self.wanted.add_sums(*sums[:2])
+            self.found.add_sums(*sums[2:])
+        self._correct()
 
     def _correct(self) -> None:
         """With z = a (y - m_y) + m_x in place of x, (z - mean) / sd is (y - m_y - (mean - m_x) / a) / (sd / a)."""

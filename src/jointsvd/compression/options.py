@@ -19,8 +19,9 @@ class Layer:
     """A layer as the planner sees it: its matrix W (rows, cols), the metrics C (rows, rows) and G (O, O) of its error
     (G for each of the cols / O columns of the kernel), what it costs to run, dense and as factors (fixed, and for each
     rank), and what another layer must agree on to share U (left) or V (right). The scale of the metrics is in W: their
-    mean eigenvalues are 1, so that those of several layers can be averaged. folds: the layer as all images but those of
-    a fold show it, and the metrics (C, G) that these show, made when called."""
+    mean eigenvalues are 1, so that those of several layers can be averaged. shape: (rows, cols) of the layer's matrix,
+    also where W has it in fewer coordinates of its own (`decomposition.narrow`). folds: the layer as all images but
+    those of a fold show it, and the metrics (C, G) that these show, made when called."""
 
     name: str
     W: Tensor
@@ -31,11 +32,12 @@ class Layer:
     rank_run: float
     left_side: tuple[Any, ...]
     right_side: tuple[Any, ...]
+    shape: tuple[int, ...]
     folds: Sequence[Callable[[], tuple["Layer", Tensor, Tensor]]] = ()
 
     @property
     def dense_cost(self) -> Cost:
-        return self.W.numel(), self.dense_run
+        return self.shape[0] * self.shape[1], self.dense_run
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,7 +52,7 @@ class Option:
     @property
     def rank_cost(self) -> Cost:
         """Of one more rank."""
-        rows, cols = ([layer.W.shape[side] for layer in self.layers] for side in (0, 1))
+        rows, cols = ([layer.shape[side] for layer in self.layers] for side in (0, 1))
         params = (rows[0] if self.kind == "left" else sum(rows)) + (cols[0] if self.kind == "right" else sum(cols))
         return params, sum(layer.rank_run for layer in self.layers)
 

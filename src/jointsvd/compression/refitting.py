@@ -19,11 +19,13 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from jointsvd.compression.batches import joined, part, shapes, size
-from jointsvd.compression.calibration import TASK, Loader, run_batches
+from jointsvd.compression.calibration import TASK, Loader, evaluating, run_batches
 from jointsvd.compression.fitting import Behind, fit, set_weight
+from jointsvd.compression.memory import device_of, footprint, pieces, room
 from jointsvd.compression.norms import MatchedNorm
 from jointsvd.compression.statistics import Statistics
 from jointsvd.compression.task import Task, beside
+from jointsvd.compression.walking import Seen, together, walk
 from jointsvd.decomposition.weighted import balanced
 from jointsvd.network.copying import copied
 from jointsvd.network.interface import StandIn
@@ -33,7 +35,7 @@ from jointsvd.network.progress import bar
 from jointsvd.network.random_state import random_state_kept
 from jointsvd.network.surgery import apply_plan, check_structure, replace
 
-Fit = Callable[[Tensor, Tensor, Tensor], None]  # of a dense input, a compressed input and the dense outputs
+Fit = Callable[[Seen], None]  # of a dense input, a compressed input and the dense outputs, in parts
 
 
 @random_state_kept()
@@ -46,13 +48,15 @@ def refit(
     loader: Loader,
     trial: nn.Module | None = None,
     task: Task = TASK,
+    memory: float | None = None,
 ) -> nn.Module:
     """Fit the factors of `compressed` (`model` by `plan`) again, in place and in the order in which layers run, and
     correct its batch norms (`match_norms`). What shared factors span stays; a layer alone gets a new U and V. A fit is
     kept where it helps images that it was not made for. All factors are `balanced` in the end. Returns `compressed`.
 
-    loader: the same as for `collect_statistics`; all its images pass at once. trial: of `trial_of`, if it was made
-    already; it is used up. task: the same, too. Layers that run more than once stay what they were, and so do groups
+    loader: the same as for `collect_statistics`. trial: of `trial_of`, if it was made already; it is used up. task: the
+    same, too. memory: GB that what passes may take, beside the networks and the images (by default half of what is
+    free): what is more goes to files. Layers that run more than once stay what they were, and so do groups
     with two branches or a Tucker-2. Raises ValueError as `collect_statistics` and `check_structure` do, for images of
     several sizes, and for a network that does not take the images of a batch one by one (`check_independent`).
     """
@@ -64,11 +68,9 @@ def refit(
         trial = trial_of(model, plan, statistics)
     fits = _fits(model, compressed, trial, plan, statistics)
     fits = {name: fits[name] for name in _running_once(model, part(images, slice(0, 1)), task) if name in fits}
-    with bar(total=len(fits), desc="Fitting layers") as progress:
-        twin = twin_of(model, compressed, fits, progress.update)
-        with _unchanged_if_it_fails(compressed):
-            for _ in run_batches(twin, [joined([images, images])], task):
-                pass
+    parts, space = _parts(model, [images], task, memory)
+    with bar(total=len(fits) * len(parts), desc="Fitting layers", unit="parts of images") as progress:
+        _walked(compressed, twin_of(model, compressed, fits, progress.update), parts, space, task)
     for group in plan.groups:
         pairs = [compressed.get_submodule(name) for name in group.members]
         if isinstance(group, Group) and all(isinstance(pair, FactorPair) for pair in pairs):
@@ -78,17 +80,37 @@ def refit(
 
 @random_state_kept()
 @torch.no_grad()
-def match_norms(model: nn.Module, compressed: nn.Module, loader: Loader, task: Task = TASK) -> nn.Module:
+def match_norms(
+    model: nn.Module, compressed: nn.Module, loader: Loader, task: Task = TASK, memory: float | None = None
+) -> nn.Module:
     """Correct the batch norms of `compressed`, a network that `apply_plan` made of `model`, in place: behind layers
     that were factored their outputs get the mean and variance of the dense network's on the same images. Others stay
-    as they are, to the bit. Returns `compressed`. Raises ValueError as `collect_statistics`."""
-    twin = twin_of(model, compressed, {}, lambda: None)
-    with _unchanged_if_it_fails(compressed):
-        for given in loader:
-            images = beside(model, task.batch(given))
-            for _ in run_batches(twin, [joined([images, images])], task):
-                pass
+    as they are, to the bit. Returns `compressed`. memory: as for `refit`. Raises ValueError as `collect_statistics`."""
+    batches = [beside(model, task.batch(given)) for given in loader]
+    if not batches:
+        raise ValueError("the calibration loader is empty")
+    _walked(compressed, twin_of(model, compressed, {}, lambda: None), *_parts(model, batches, task, memory), task)
     return compressed
+
+
+def _parts(model: nn.Module, batches: list[Any], task: Task, memory: float | None) -> tuple[list[Any], int]:
+    """All images in as many parts as the memory asks for, and its bytes."""
+    whole, space = sum(map(size, batches)), room(memory, device_of(model))
+    if len({shapes(batch) for batch in batches}) == 1:
+        batches = [joined(batches)]
+    most = footprint(model, batches[0], task).walked(space, whole)
+    return [piece for batch in batches for piece in pieces(batch, most)], space
+
+
+def _walked(compressed: nn.Module, twin: nn.Module, parts: list[Any], space: int, task: Task) -> None:
+    """All parts through both networks."""
+    with _unchanged_if_it_fails(compressed), evaluating(twin):
+        walk([partial(_doubled, twin, part, task) for part in parts], space // 2)
+
+
+def _doubled(twin: nn.Module, batch: Any, task: Task) -> None:
+    for _ in run_batches(twin, [joined([batch, batch])], task):
+        pass
 
 
 @contextmanager
@@ -102,7 +124,7 @@ def _unchanged_if_it_fails(network: nn.Module) -> Iterator[None]:
 
 
 def twin_of(model: nn.Module, compressed: nn.Module, fits: Mapping[str, Fit], done: Callable[[], object]) -> nn.Module:
-    """Both networks side by side. done: called after each fit."""
+    """Both networks side by side. done: called when a part of the images has passed a layer that was fitted."""
     twin = copied(model)
     for name, module in list(twin.named_modules()):
         other = compressed.get_submodule(name)
@@ -157,11 +179,14 @@ class _Halves(StandIn):
         x, y = input.chunk(2)
         outputs = self.dense(x)
         if self.fit:
-            with torch.autocast(input.device.type, enabled=False):
-                dtype = self.weight.dtype
-                self.fit(x.to(dtype), y.to(dtype), outputs.to(dtype))
+            together(self._meet, x, y, outputs)
             self.done()
         return torch.cat([outputs, self.compressed(y)])
+
+    def _meet(self, seen: Seen) -> None:
+        assert self.fit
+        with torch.autocast(self.weight.device.type, enabled=False):
+            self.fit(seen)
 
 
 def trial_of(model: nn.Module, plan: Plan, statistics: Statistics) -> nn.Module:
@@ -184,9 +209,9 @@ def _fits(
     return fits
 
 
-def _fit(behind: Callable[..., Behind], pairs: tuple[FactorPair, FactorPair], group: Group, *seen: Tensor) -> None:
+def _fit(behind: Callable[..., Behind], pairs: tuple[FactorPair, FactorPair], group: Group, seen: Seen) -> None:
     """seen: x, y and outputs of `Behind`."""
-    fit(behind(*seen), *pairs, group)
+    fit(behind(seen), *pairs, group)
 
 
 def _running_once(model: nn.Module, image: Any, task: Task) -> list[str]:

@@ -25,7 +25,7 @@ def _line(choice: Choice, model: nn.Module, compressed: nn.Module, statistics: S
     layers, before, after = choice.option.layers, choice.option.dense_cost, choice.cost
     dense_flops = flops = 0.0
     for layer in layers:
-        (rows, cols), (vertical, horizontal) = layer.W.shape, statistics.positions[layer.name]
+        (rows, cols), (vertical, horizontal) = layer.shape, statistics.positions[layer.name]
         dense_flops += 2 * rows * cols * horizontal
         flops += 2 * choice.rank * (rows * vertical + cols * horizontal)
     reached = 0.0

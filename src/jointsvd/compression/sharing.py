@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from jointsvd.compression.held_out import held_out
-from jointsvd.compression.options import Cost, Kind, Layer, Option, alone, cheapest, errors_of, gram, half
+from jointsvd.compression.options import Cost, Kind, Layer, Option, cheapest, errors_of, gram, half
 from jointsvd.decomposition.metric import objective, roots, times
 from jointsvd.decomposition.svd import improved_subspace
 from jointsvd.decomposition.weighted import weighted_ljsvd, weighted_rjsvd
@@ -18,14 +18,14 @@ Pooled = dict[Kind, dict[tuple[Any, ...], Tensor]]  # by the side that layers ha
 Sketches = dict[Kind, dict[str, tuple[Tensor, float]]]  # by the layer's name; what they leave out
 
 
-def merge(options: Sequence[Option], prices: Cost, multiple: int) -> list[Option]:
-    """Join options, two at a time and the most profitable pair first, as long as sharing pays at these prices.
+def merge(options: Sequence[Option], tried: Sequence[Option], prices: Cost, multiple: int) -> list[Option]:
+    """Join options, two at a time and the most profitable pair first, as long as sharing pays at these prices. tried:
+    the same with `held_out` errors.
 
     While searching, errors are those on the images that shape the factors, of each layer's leading directions under the
     mean metric. What is found is then solved under each layer's own, tried on other images, and kept if it still pays.
     """
-    separate = {option.layers[0].name: option for option in options}
-    options = [alone(option.layers[0]) for option in options]
+    separate = {option.layers[0].name: option for option in tried}
     pooled = _pooled_roots([option.layers[0] for option in options])
     sketches = _sketches(options, pooled, prices, multiple)
 
@@ -40,15 +40,20 @@ def merge(options: Sequence[Option], prices: Cost, multiple: int) -> list[Option
                 best = (gain, choice.option) if choice.rank and gain > best[0] else best
         return best
 
+    def pays(joint: Option, apart: float) -> bool:
+        return cheapest(joint, prices, multiple).price(prices) <= apart
+
     found: list[Option] = []
     for option in _joined(options, join):
         parts = [separate[layer.name] for layer in option.layers]
         if option.kind == "alone":
             found += parts
             continue
-        joint = held_out(_solved(_exact(option, pooled), prices, multiple))
         apart = sum(cheapest(part, prices, multiple).price(prices) for part in parts)
-        found += [joint] if cheapest(joint, prices, multiple).price(prices) <= apart else parts
+        joint = _solved(_exact(option, pooled), prices, multiple)
+        if pays(joint, apart):  # on the images that shaped it, where errors are smaller than on others
+            joint = held_out(joint)
+        found += [joint] if pays(joint, apart) else parts
     return found
 
 

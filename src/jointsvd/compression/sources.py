@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, SequentialSampler
 from jointsvd.compression.agreement import Part
 from jointsvd.compression.batches import joined, part, shapes, size
 from jointsvd.compression.calibration import Loader
-from jointsvd.compression.statistics import FOLDS
+from jointsvd.compression.moments import FOLDS
 from jointsvd.compression.task import Task
 
 Role = int | str  # a fold, or one of the words below

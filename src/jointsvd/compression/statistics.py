@@ -5,7 +5,6 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
-from operator import length_hint
 from typing import Any
 
 import torch
@@ -15,9 +14,12 @@ from torch import Tensor, nn
 from jointsvd.compression import losses
 from jointsvd.compression.batches import part, size
 from jointsvd.compression.calibration import TASK, Loader, run_batches
+from jointsvd.compression.memory import Pieces, measured
+from jointsvd.compression.moments import FOLDS, Sums
 from jointsvd.compression.norms import Channels
 from jointsvd.compression.task import Task
 from jointsvd.decomposition.metric import shrunk
+from jointsvd.decomposition.spanned import Moment
 from jointsvd.network.copying import copied
 from jointsvd.network.cost import Positions, usage
 from jointsvd.network.interface import input_of
@@ -25,7 +27,6 @@ from jointsvd.network.layers import MatrixLayer, is_matrix
 from jointsvd.network.progress import bar
 from jointsvd.network.random_state import random_state_kept
 
-FOLDS = 4  # parts of the calibration images, so that what is fitted to some can be tried on others
 _DRAWS = 2
 
 
@@ -36,12 +37,13 @@ class Statistics:
     inputs: second moment (folds, F1*I, F1*I) of the vertical strips (F1 x I values) that the layer's matrix multiplies,
     summed over the positions of an image, averaged over the images of a fold: every fourth image is of one fold.
     outputs: second moment (folds, O, O) of the gradients at the layer's outputs, averaged over positions and images.
+    Either may be a `Spanned`, where the images are few beside the values.
     positions: an image's outputs behind the layer's two factors (vertical, horizontal). flops: of an image, of the
     whole network.
     """
 
-    inputs: Mapping[str, Tensor]
-    outputs: Mapping[str, Tensor]
+    inputs: Mapping[str, Moment]
+    outputs: Mapping[str, Moment]
     positions: Mapping[str, Positions]
     flops: int
     num_images: int
@@ -51,7 +53,7 @@ class Statistics:
     def num_folds(self) -> int:
         return max(map(len, self.inputs.values()), default=0)
 
-    def metric(self, name: str, *, without: int | None = None) -> tuple[Tensor, Tensor]:
+    def metric(self, name: str, *, without: int | None = None) -> tuple[Moment, Moment]:
         """(C, G) of the layer, `shrunk`, and halved so that the weighted error is a KL divergence. C (F1*I, F1*I), G
         (O, O): the same for each of the F2 columns of the kernel. without: a fold that is left out.
 
@@ -70,7 +72,7 @@ class Statistics:
         )
         return replace(self, inputs=inputs, outputs=outputs)
 
-    def measured(self, name: str, fold: int | None = None) -> tuple[Tensor, Tensor]:
+    def measured(self, name: str, fold: int | None = None) -> tuple[Moment, Moment]:
         """(C, G) as they are, that the images of one fold show, or all of them."""
         if fold is None:
             return self.inputs[name].mean(0) / 2, self.outputs[name].mean(0)
@@ -79,28 +81,34 @@ class Statistics:
 
 @random_state_kept()
 @torch.enable_grad()
-def collect_statistics(model: nn.Module, loader: Loader, *, seed: int = 0, task: Task = TASK) -> Statistics:
+def collect_statistics(
+    model: nn.Module, loader: Loader, *, seed: int = 0, task: Task = TASK, memory: float | None = None
+) -> Statistics:
     """Second moments at every ungrouped Conv2d and every Linear of `model` that runs, in evaluation mode.
 
     loader: batches, or tuples whose first item is one, each brought to the model's device. The gradients are those of
     H^1/2 e, H being the Fisher information of the logits under the model's own predictions, a softmax over dimension 1,
     and e drawn (by `seed`) from a normal distribution, a few times an image: in the mean their second moment is the
     exact one, with less noise than that of classes drawn. task: how the network is asked, which of its outputs count,
-    and another loss than this one. `model` is left as it was. Raises ValueError for a loader that is empty or gives no
-    images, for images that hold NaN, are on the meta device, of another dtype or shape than the model takes, for a
-    model in half precision or on the meta device, and for one that returns no logits.
+    and another loss than this one. memory: GB that a pass may take (by default half of what is free): batches that take
+    more pass in pieces, which changes nothing but rounding. `model` is left as it was. Raises ValueError for a loader
+    that is empty or gives no images, for images that hold NaN, are on the meta device, of another dtype or shape than
+    the model takes, for a model in half precision or on the meta device, and for one that returns no logits.
     """
     moments, copy = _Moments(), copied(model).requires_grad_(False)
     moments.watch(copy)
-    generator, num, spread = torch.Generator().manual_seed(seed), 0, Channels()
-    batches = run_batches(copy, loader, task, gradients=True, during=moments.passing)
-    for batch, output in bar(batches, "Measuring layers", total=length_hint(loader) or None):
-        if not num:
-            image = part(batch, slice(0, 1))
-        _send_back(task, output, generator)
-        if task.kind == "gaussian":
-            spread.add(output.detach())
-        num += size(batch)
+    pieces = measured(model, loader, memory, task)
+    noise, num, spread = _Noise(seed, pieces), 0, Channels()
+    batches = run_batches(copy, pieces, task, gradients=True, during=moments.passing)
+    with bar(total=pieces.num_images, desc="Measuring layers", unit="images") as progress:
+        for batch, output in batches:
+            if not num:
+                image = part(batch, slice(0, 1))
+            _send_back(task, output, noise)
+            if task.kind == "gaussian":
+                spread.add(output.detach())
+            num += size(batch)
+            progress.update(size(batch))
     inputs, outputs = moments.averages()
     if task.kind == "gaussian":
         outputs = {name: moment / spread.variance for name, moment in outputs.items()}
@@ -108,7 +116,7 @@ def collect_statistics(model: nn.Module, loader: Loader, *, seed: int = 0, task:
     return Statistics(inputs, outputs, *usage(model, image, task.ask), num, hidden)
 
 
-def _send_back(task: Task, output: Any, generator: torch.Generator) -> None:
+def _send_back(task: Task, output: Any, noise: "_Noise") -> None:
     """Gradients from an output of a batch to the layers."""
     rows = task.value(output) if task.kind is None else losses.rows(task.kind, output)
     if not rows.requires_grad:
@@ -116,8 +124,27 @@ def _send_back(task: Task, output: Any, generator: torch.Generator) -> None:
     if task.kind is None:
         rows.backward()
         return
-    for draw in range(_DRAWS):
-        rows.backward(losses.sketch(task.kind, rows.detach(), generator), retain_graph=draw < _DRAWS - 1)
+    drawn = noise.of(rows.detach())
+    for draw, e in enumerate(drawn):
+        rows.backward(losses.sketch(task.kind, rows.detach(), e), retain_graph=draw < len(drawn) - 1)
+
+
+class _Noise:
+    """Normal noise for each image, the same whatever the pieces are in which a batch passes."""
+
+    def __init__(self, seed: int, pieces: Pieces):
+        self._generator, self._pieces = torch.Generator().manual_seed(seed), pieces
+        self._drawn: list[Tensor] = []
+
+    def of(self, rows: Tensor) -> list[Tensor]:
+        """Like the rows of the piece that passes, several times."""
+        first, whole = self._pieces.first, self._pieces.whole
+        num = len(rows) // self._pieces.num  # rows of an image
+        if not first:
+            shape = whole * num, rows.shape[1]
+            draws = (torch.randn(shape, generator=self._generator, dtype=rows.dtype) for _ in range(_DRAWS))
+            self._drawn = list(draws)
+        return [e[first * num :][: len(rows)].to(rows.device) for e in self._drawn]
 
 
 class _Moments:
@@ -125,8 +152,7 @@ class _Moments:
     each fold of the images."""
 
     def __init__(self) -> None:
-        self.sums: dict[tuple[str, str], Tensor] = {}
-        self.rows: dict[str, Tensor] = {}  # gradients added up, by fold
+        self.sums: dict[tuple[str, str], Sums] = {}
         self.images = torch.zeros(FOLDS, dtype=torch.int64)
         self.folds = torch.empty(0, dtype=torch.int64)  # of the images of this batch
         self.forward = False
@@ -148,16 +174,11 @@ class _Moments:
         finally:
             self.forward = False
 
-    def averages(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    def averages(self) -> tuple[dict[str, Moment], dict[str, Moment]]:
         """Over images, and over positions and images; of the layers that a gradient came back to."""
-        seen = self.images > 0
-        inputs: dict[str, Tensor] = {}
-        outputs: dict[str, Tensor] = {}
-        for name, rows in self.rows.items():
-            for what, counts, averages in (("in", self.images, inputs), ("out", rows, outputs)):
-                sums = self.sums[name, what]
-                averages[name] = sums[seen] / counts[seen, None, None].to(sums.device)
-        return inputs, outputs
+        names = [name for name, what in self.sums if what == "out"]
+        inputs = {name: self.sums.pop((name, "in")).averages(self.images)[0] for name in names}
+        return inputs, {name: self.sums.pop((name, "out")).averages()[0] for name in names}
 
     def _record(self, name: str, layer: MatrixLayer, args: Any, kwargs: Any, output: Tensor) -> Tensor | None:
         if self.forward:
@@ -175,17 +196,10 @@ class _Moments:
     @torch.no_grad()
     def _add(self, name: str, what: str, vectors: Tensor) -> None:
         """vectors: (positions of all images, values), image by image; in half precision under autocast."""
-        vectors = vectors if vectors.dtype == torch.float64 else vectors.float()
-        if (name, what) not in self.sums:
-            size = (FOLDS, vectors.shape[1], vectors.shape[1])
-            self.sums[name, what] = torch.zeros(size, dtype=torch.float64, device=vectors.device)
+        sums = self.sums.setdefault((name, what), Sums())
         folds = self.folds[torch.arange(len(vectors)) * len(self.folds) // len(vectors)]
-        with torch.autocast(vectors.device.type, enabled=False):
-            for fold in folds.unique().tolist():
-                rows = vectors[(folds == fold).to(vectors.device)]
-                self.sums[name, what][fold] += rows.T @ rows
-        if what == "out":
-            self.rows[name] = self.rows.get(name, 0) + folds.bincount(minlength=FOLDS)
+        for fold in folds.unique().tolist():
+            sums.add(fold, vectors[(folds == fold).to(vectors.device)])
 
 
 def strips(layer: MatrixLayer, x: Tensor, *, axis: int = 0) -> Tensor:

@@ -1,7 +1,7 @@
 """Joint decompositions in the metric of how layers are used (`metric.py`).
 
 With identities as moments these are `rjsvd`, `ljsvd` and `bijsvd`. All is computed in float64; moments get a
-ridge, so they may be singular or zero.
+ridge, so they may be singular or zero. `Spanned` moments of a layer by itself are never made dense.
 """
 
 from collections.abc import Callable, Sequence
@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 
 from jointsvd.decomposition.metric import objective, roots, times, with_ridge
+from jointsvd.decomposition.narrow import narrowed
+from jointsvd.decomposition.spanned import Moment, Spanned
 from jointsvd.decomposition.svd import leading_eigenvectors
 
 TOLERANCE = 1e-4  # alternations end when the objective falls by less than this share
@@ -19,7 +21,7 @@ _CG_STEPS = 6
 
 
 def weighted_rjsvd(
-    Ws: Sequence[Tensor], Cs: Sequence[Tensor], Gs: Sequence[Tensor], rank: int
+    Ws: Sequence[Tensor], Cs: Sequence[Moment], Gs: Sequence[Moment], rank: int
 ) -> tuple[list[Tensor], Tensor]:
     """``W_n ~ U_n V`` with one V: `weighted_ljsvd` of the transposes.
 
@@ -31,7 +33,7 @@ def weighted_rjsvd(
 
 
 def weighted_ljsvd(
-    Ws: Sequence[Tensor], Cs: Sequence[Tensor], Gs: Sequence[Tensor], rank: int
+    Ws: Sequence[Tensor], Cs: Sequence[Moment], Gs: Sequence[Moment], rank: int
 ) -> tuple[Tensor, list[Tensor]]:
     """``W_n ~ U V_n`` with one U. Closed form for one member, or if all C_n agree up to their scale: truncated SVD of
     ``C^1/2 W G^1/2``. Else that of the mean C, all scaled alike, is the start, and V_n by least squares and U by
@@ -40,16 +42,28 @@ def weighted_ljsvd(
     Ws: N matrices (rows, cols_n). Returns U (rows, rank) and V_n (rank, cols_n), `balanced`. Raises ValueError as
     `weighted_rjsvd`.
     """
-    doubles, Cs, Gs = _checked(Ws, Cs, Gs)
-    U, Vs = _Metric.of(Cs, Gs).fit(doubles, rank)
-    U, Vs = balanced(U, Vs)
+    U, Vs = balanced(*_left(*_checked(Ws, Cs, Gs), rank))
     return _like(U, Ws[0]), [_like(V, Ws[0]) for V in Vs]
+
+
+def _left(Ws: list[Tensor], Cs: list[Moment], Gs: list[Moment], rank: int) -> tuple[Tensor, list[Tensor]]:
+    """Of `weighted_ljsvd`, in the coordinates in which each side is small; one that several share stays as it is."""
+    sides = [narrowed(W.T, G) for W, G in zip(Ws, Gs, strict=True)]
+    Ws, widen = [W_t.T for W_t, _, _ in sides], lambda U: U
+    dense = [narrowed(W, C) for W, C in zip(Ws, Cs, strict=True)] if len(Ws) == 1 else None
+    if dense:
+        ((W, C, widen),) = dense
+        Ws, moments = [W], [C]
+    else:
+        moments = _dense(Cs)
+    U, Vs = _Metric.of(moments, [G for _, G, _ in sides]).fit(Ws, rank)
+    return widen(U), [back(V.T).T for V, (_, _, back) in zip(Vs, sides, strict=True)]
 
 
 def weighted_bijsvd(
     Ws: Sequence[Tensor],
-    Cs: Sequence[Tensor],
-    Gs: Sequence[Tensor],
+    Cs: Sequence[Moment],
+    Gs: Sequence[Moment],
     left_rank: int,
     right_rank: int,
     *,
@@ -70,7 +84,7 @@ def weighted_bijsvd(
         return [], nothing, *weighted_ljsvd(Ws, Cs, Gs, left_rank)
     doubles, *moments = _checked(Ws, Cs, Gs)
     _, *swapped = _checked([W.T for W in Ws], Gs, Cs)
-    metrics = _Metric.of(*moments), _Metric.of(*swapped)
+    metrics = _Metric.of(*map(_dense, moments)), _Metric.of(*map(_dense, swapped))
     (U, Vs), (V_t, Us_t) = _alternate(
         doubles, metrics, (left_rank, right_rank), iterations, lambda As: objective(doubles, Cs, Gs, As)
     )
@@ -178,6 +192,8 @@ def _pooled_left(Ws: Sequence[Tensor], Cs: Sequence[Tensor], rank: int) -> Tenso
     C = torch.stack(list(Cs)).mean(0)
     root, inverse_root = roots(C)
     half = times(root, torch.cat(list(Ws), 1))
+    if rank <= half.shape[1] < len(half):
+        return times(inverse_root, torch.linalg.qr(half @ leading_eigenvectors(half.T @ half, rank)).Q)
     return times(inverse_root, leading_eigenvectors(half @ half.T, rank))
 
 
@@ -204,8 +220,8 @@ def _improved_left(Ws: Sequence[Tensor], Cs: Sequence[Tensor], U: Tensor, Vs: Se
 
 
 def _checked(
-    Ws: Sequence[Tensor], Cs: Sequence[Tensor], Gs: Sequence[Tensor]
-) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+    Ws: Sequence[Tensor], Cs: Sequence[Moment], Gs: Sequence[Moment]
+) -> tuple[list[Tensor], list[Moment], list[Moment]]:
     """All in float64, the moments with their ridge."""
     if not Ws or not len(Ws) == len(Cs) == len(Gs):
         raise ValueError(f"needs two moments for each of at least one matrix, got {len(Ws)}, {len(Cs)}, {len(Gs)}")
@@ -214,12 +230,16 @@ def _checked(
         if W.ndim != 2 or any(M.ndim != 2 or M.shape[0] != M.shape[1] or n % len(M) for n, M in moments):
             shapes = ", ".join(str(tuple(x.shape)) for x in (W, C, G))
             raise ValueError(f"a matrix (rows, cols) needs moments (rows, rows) and (cols, cols), got {shapes}")
-        if not all(torch.isfinite(x).all() for x in (W, C, G)):
+        if not all(x.isfinite().all() for x in (W, C, G)):
             raise ValueError("a matrix or a moment holds NaN or infinite values")
     if len({len(W) for W in Ws}) > 1:
         raise ValueError(f"a shared factor needs sides of one length, got {[tuple(W.shape) for W in Ws]}")
     with_ridges = [[with_ridge(M.detach().double().to(Ws[0].device)) for M in Ms] for Ms in (Cs, Gs)]
     return [W.detach().double() for W in Ws], *with_ridges  # type: ignore[return-value]
+
+
+def _dense(moments: Sequence[Moment]) -> list[Tensor]:
+    return [M.dense() if isinstance(M, Spanned) else M for M in moments]
 
 
 def _like(x: Tensor, reference: Tensor) -> Tensor:

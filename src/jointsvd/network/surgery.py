@@ -5,6 +5,7 @@ from typing import Protocol, cast
 
 from torch import Tensor, nn
 
+from jointsvd.decomposition.spanned import Moment
 from jointsvd.decomposition.svd import NUM_ITERATIONS, bijsvd, ljsvd, rjsvd
 from jointsvd.decomposition.tucker import TuckerFactors, coupled_tucker2, tucker2
 from jointsvd.decomposition.weighted import weighted_bijsvd
@@ -62,7 +63,7 @@ def _plain(model: nn.Module, plan: Plan) -> nn.Module:
 class Metrics(Protocol):
     """What knows how much an error in a layer matters."""
 
-    def metric(self, name: str) -> tuple[Tensor, Tensor]:
+    def metric(self, name: str) -> tuple[Moment, Moment]:
         """(C, G) of the layer of that name, as `decomposition.weighted` takes them."""
 
 
