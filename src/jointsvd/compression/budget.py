@@ -79,7 +79,8 @@ class Means:
     share: bool = True
     refit: bool = True
     rank_multiple: Count = 1
-from jointsvd.network.checked import AboveZero, Count, Repeats, check_fields
+    tune: Repeats | None = None
+    memory: AboveZero | None = None
 
     def __post_init__(self) -> None:
         check_fields(self)
