@@ -1,1 +1,2 @@
-"""Matrices in, factors out; torch alone: svd (plain, RJSVD, LJSVD, Bi-JSVD), tucker, metric, weighted."""
+"""Matrices in, factors out; torch alone: subspaces, alternation, svd (plain, RJSVD, LJSVD, Bi-JSVD), tucker, metric,
+weighted."""
