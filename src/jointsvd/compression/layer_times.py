@@ -44,7 +44,7 @@ class LayerTimes:
 
 
 @dataclass(frozen=True)
-class _Where:
+class EngineClock:
     """What layers are timed by, and at multiples of which rank."""
 
     engine: Engine
@@ -84,7 +84,7 @@ def measure_layer_times(
     are times that no longer hold (of all layers together, by a quarter). In torch.distributed all processes get the
     times of rank 0. Raises ValueError if the network cannot run on the images, or runs no such layer.
     """
-    where = _Where(engine or "torch", rank_multiple)
+    where = EngineClock(engine or "torch", rank_multiple)
     return in_first_process(lambda: _measure(model, images, where, cache))
 
 
@@ -103,7 +103,7 @@ def paired_times(
 
 
 @torch.no_grad()
-def _measure(model: nn.Module, images: Tensor, where: _Where, cache: Path) -> LayerTimes:
+def _measure(model: nn.Module, images: Tensor, where: EngineClock, cache: Path) -> LayerTimes:
     dense = deepcopy(model).eval().requires_grad_(False)
     keys = {name: where.key + key for name, key in _keys(dense, images).items()}
     if not keys:
@@ -169,7 +169,7 @@ def _pace(known: Lines, keys: Mapping[str, str], now: Mapping[str, float]) -> fl
     return sum(now.values()) / sum(known[key][0] for key in keys.values())
 
 
-def _measured(dense: nn.Module, images: Tensor, keys: Mapping[str, str], where: _Where, watch: _Watch) -> Lines:
+def _measured(dense: nn.Module, images: Tensor, keys: Mapping[str, str], where: EngineClock, watch: _Watch) -> Lines:
     """Of all layers of the network: dense, and a line through their times as factors of some ranks. Each rank is
     measured between two looks at the dense network, of whose time it takes a share."""
     points: dict[str, list[tuple[int, float]]] = defaultdict(list)

@@ -6,6 +6,7 @@ from itertools import product
 from pathlib import Path
 
 import onnxruntime
+import pandas as pd
 import torch
 from torch import nn
 
@@ -85,13 +86,33 @@ def prepare(name: str, path: str, engines: Sequence[str], data: ImageData, num_i
     return Contestant(name, network, read_metadata(path)["sha256"], contents, sizes, accuracies)
 
 
+def remaining(
+    rows: pd.DataFrame, contestants: Sequence[Contestant], measured: Sequence[Cell], data: ImageData
+) -> tuple[pd.DataFrame, list[Cell]]:
+    """The rows of an earlier run that hold, and the cells that are missing: all networks of a cell are timed in one
+    run, here, in these versions, or all again."""
+    if rows.empty:
+        return rows, list(measured)
+    networks, where = {contestant.name: contestant.sha256 for contestant in contestants}, _where()
+    same = rows[rows["network"].map(networks).eq(rows["sha256"]) & rows["image_size"].eq(data.image_size)]
+    same = same[same["versions"].eq(where["versions"]) & same["processor"].eq(where["processor"])]
+    keys = ["engine", "batch_size", "threads"]
+    kept = same.groupby(keys, sort=False).filter(lambda cell: set(cell["network"]) == set(networks))
+    there = set(kept[keys].itertuples(index=False, name=None))
+    return kept, [cell for cell in measured if (cell.engine, cell.batch_size, cell.threads) not in there]
+
+
+def _where() -> dict[str, str]:
+    where = environment(torch.device("cpu"))
+    return where | {"versions": f"{where['versions']} onnxruntime={onnxruntime.__version__}"}
+
+
 def measure(
     contestants: Sequence[Contestant], measured: Sequence[Cell], data: ImageData, facts: Mapping[str, str]
 ) -> Iterator[BenchmarkRow]:
     """A row for each cell and network, the networks of a cell one after the other. facts: the columns data and
     command."""
-    where = environment(torch.device("cpu"))
-    where["versions"] += f" onnxruntime={onnxruntime.__version__}"
+    where = _where()
     for cell, contestant in product(measured, contestants):
         every = torch.get_num_threads()
         torch.set_num_threads(cell.threads)
