@@ -25,7 +25,7 @@ from jointsvd.network.plan import Group, Plan
 from jointsvd.network.progress import bar
 from jointsvd.network.random_state import random_state_kept
 from jointsvd.network.surgery import build_structure
-from jointsvd.network.timing import clock, latency, processor_name
+from jointsvd.network.timing import clock, latency, own_clock, processor_name
 
 CACHE = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "jointsvd" / "layer_times.json"
 _SHARES = (0.0, 0.05, 0.1, 0.3, 0.6, 1.0)  # of the break-even rank, 1 at least: where layers are measured as factors
@@ -93,12 +93,12 @@ def paired_times(
 ) -> tuple[float, float]:
     """Milliseconds of both networks in an engine: medians of three looks at each, in turn. images: (N, ...)."""
     networks = [deepcopy(network).eval().requires_grad_(False) for network in (dense, compressed)]
-    runs: list[Callable[..., Any]] = list(networks)
+    runs, timer = list[Callable[..., Any]](networks), own_clock(images.device)
     if engine in ("onnx", "int8"):
         from jointsvd.deployment.profiled import profiled  # needs the extra "onnx"
 
         runs = [profiled(network, images, (), engine)[0] for network in networks]
-    before, after = zip(*([latency(run, images).median for run in runs] for _ in range(3)), strict=True)
+    before, after = zip(*([latency(run, images, timer=timer).median for run in runs] for _ in range(3)), strict=True)
     return median(before), median(after)
 
 
@@ -111,8 +111,8 @@ def _measure(model: nn.Module, images: Tensor, where: EngineClock, cache: Path) 
     cache.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(cache.with_suffix(".lock")):  # one process measures at a time
         run, watch = where.watched(dense, images, keys)
-        network = latency(run, images).median
         watched, now = watch()
+        network = latency(run, images).median if where.engine == "torch" else watched
         known = _read(cache)
         if not known.keys() >= set(keys.values()) or not 0.8 < _pace(known, keys, now) < 1.25:
             known |= _measured(dense, images, keys, where, watch)

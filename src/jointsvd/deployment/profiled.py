@@ -16,7 +16,7 @@ from jointsvd.deployment.export import to_onnx
 from jointsvd.deployment.onnx_runtime import Run, onnx_session
 from jointsvd.deployment.quantize import quantised
 from jointsvd.network.extras import extra
-from jointsvd.network.timing import latency
+from jointsvd.network.timing import latency, own_clock
 
 with extra("onnx"):
     import onnx
@@ -60,7 +60,7 @@ def _times(run: Run, content: bytes, images: Tensor, owners: Mapping[str, str]) 
     options.intra_op_num_threads = torch.get_num_threads()
     options.log_severity_level = 3
     options.enable_profiling = True
-    whole = latency(run, images)
+    whole = latency(run, images, timer=own_clock(images.device))
     with tempfile.TemporaryDirectory() as folder:
         options.profile_file_prefix = str(Path(folder, "profile"))
         session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
@@ -72,24 +72,21 @@ def _times(run: Run, content: bytes, images: Tensor, owners: Mapping[str, str]) 
 
 
 def _of_events(events: list[dict[str, Any]], owners: Mapping[str, str], whole: float) -> dict[str, float]:
-    """Milliseconds of the layers in the fastest half of the passes that a profile holds, `whole` in all."""
-    runs = [event for event in events if event["name"] == "model_run"]
-    fast = median(run["dur"] for run in runs)
-    kept = {index for index, run in enumerate(runs) if run["dur"] <= fast}
-    spent, nodes = dict.fromkeys(["", *owners.values()], 0.0), Counter[str]()
-    index, layer = -1, ""
+    """Milliseconds of the layers, medians of the passes that a profile holds, `whole` in all."""
+    passes: list[Counter[str]] = []
+    nodes, layer = Counter[str](), ""
     for event in events:
         if event["name"] == "model_run":
-            index, layer = index + 1, ""  # what comes before the first layer is no layer's
-        if event.get("cat") != "Node" or index < 0:
-            continue
-        layer = owners.get(_ADDED.sub("", event["name"]), layer)
-        if index in kept:
-            spent[layer] += event["dur"] / 1e3 / len(kept)
+            passes.append(Counter())
+            layer = ""  # what comes before the first layer is no layer's
+        if event.get("cat") == "Node" and passes:
+            layer = owners.get(_ADDED.sub("", event["name"]), layer)
+            passes[-1][layer] += event["dur"]
             nodes[layer] += 1
+    spent = {layer: median(times[layer] for times in passes) / 1e3 for layer in {"", *owners.values()}}
     excess = sum(spent.values()) - whole
     if excess > 0:  # being watched takes each node as long
         share = excess / nodes.total()
         spent = {layer: max(time - share * nodes[layer], 0.0) for layer, time in spent.items()}
     scale = whole / sum(spent.values())
-    return {layer: scale * time for layer, time in spent.items() if layer}
+    return {layer: scale * spent[layer] for layer in dict.fromkeys(owners.values()) if layer}

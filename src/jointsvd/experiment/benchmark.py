@@ -16,7 +16,7 @@ from jointsvd.deployment.onnx_runtime import onnx_session
 from jointsvd.deployment.quantize import to_int8
 from jointsvd.network.cost import num_flops, num_parameters
 from jointsvd.network.files import read_metadata
-from jointsvd.network.timing import latency
+from jointsvd.network.timing import latency, own_clock
 from jointsvd.results.rows import environment
 from jointsvd.training.checkpoints import load_network
 from jointsvd.training.classifier import top1
@@ -25,8 +25,9 @@ from jointsvd.training.data import ImageData
 
 @dataclass(frozen=True)
 class BenchmarkRow:
-    """A network in an engine. file_bytes: of its safetensors or ONNX file. top1: percent of the test images, of the
-    int8 network, or of the float32 one in ONNX Runtime, whose outputs are PyTorch's within 1e-4."""
+    """A network in an engine. milliseconds: with one thread of that thread alone (`own_clock`). file_bytes: of its
+    safetensors or ONNX file. top1: percent of the test images, of the int8 network, or of the float32 one in ONNX
+    Runtime, whose outputs are PyTorch's within 1e-4."""
 
     network: str
     engine: str
@@ -118,7 +119,7 @@ def measure(
         torch.set_num_threads(cell.threads)
         images = torch.rand(cell.batch_size, *data.input_size, device="cuda" if cell.engine == "cuda" else "cpu")
         run = runner(cell.engine, contestant.network, contestant.contents, images, cell.threads)
-        found = latency(run, images, threads=cell.threads)
+        found = latency(run, images, threads=cell.threads, timer=own_clock(images.device))
         torch.set_num_threads(every)
         contestant.network.cpu()
         yield BenchmarkRow(
