@@ -25,7 +25,7 @@ from jointsvd.network.plan import Group, Plan
 from jointsvd.network.progress import bar
 from jointsvd.network.random_state import random_state_kept
 from jointsvd.network.surgery import build_structure
-from jointsvd.network.timing import clock, latency, own_clock, processor_name
+from jointsvd.network.timing import latency, own_clock, processor_name
 
 CACHE = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "jointsvd" / "layer_times.json"
 _SHARES = (0.0, 0.05, 0.1, 0.3, 0.6, 1.0)  # of the break-even rank, 1 at least: where layers are measured as factors
@@ -112,7 +112,7 @@ def _measure(model: nn.Module, images: Tensor, where: EngineClock, cache: Path) 
     with FileLock(cache.with_suffix(".lock")):  # one process measures at a time
         run, watch = where.watched(dense, images, keys)
         watched, now = watch()
-        network = latency(run, images).median if where.engine == "torch" else watched
+        network = latency(run, images, timer=own_clock(images.device)).median if where.engine == "torch" else watched
         known = _read(cache)
         if not known.keys() >= set(keys.values()) or not 0.8 < _pace(known, keys, now) < 1.25:
             known |= _measured(dense, images, keys, where, watch)
@@ -218,7 +218,7 @@ def _line(points: list[tuple[int, float]]) -> list[float]:
 
 def _times(network: nn.Module, images: Tensor, names: Iterable[str]) -> tuple[float, dict[str, float]]:
     """Milliseconds of the whole network, slowed a little by being watched, and of its layers: each until the next."""
-    now = clock(images.device)
+    now = own_clock(images.device)
     passes: list[list[tuple[str, float]]] = []
 
     def run(x: Tensor) -> None:
@@ -228,7 +228,7 @@ def _times(network: nn.Module, images: Tensor, names: Iterable[str]) -> tuple[fl
 
     for name in names:
         network.get_submodule(name).register_forward_pre_hook(lambda *_, name=name: passes[-1].append((name, now())))
-    whole = latency(run, images)
+    whole = latency(run, images, timer=now)
     spent: dict[str, list[float]] = {name: [0.0] * whole.passes for name in names}
     for index, marks in enumerate(passes[-whole.passes :]):
         for (name, start), (_, end) in pairwise(marks):
