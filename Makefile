@@ -82,8 +82,9 @@ benchmark: .venv/installed ## networks of the two jobs above side by side in sev
 tables: .venv/installed ## experiments/RESULTS.md and the pictures, from the committed rows
 	$(JOINTSVD) tables
 
-speed: .venv/installed ## time the decompositions and the training loop against plain ones
+speed: .venv/installed ## time decompositions and the training loop against plain ones, and layers in each engine
 	$(PY) experiments/speed/decomposition.py
+	$(PY) experiments/layer_times/measure.py
 	$(PY) experiments/speed/training.py
 
 clean: ## remove .venv and caches, not results

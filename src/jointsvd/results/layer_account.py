@@ -41,20 +41,18 @@ def readable(rows: pd.DataFrame) -> pd.DataFrame:
     for _, group in shown.groupby(keys, sort=False, dropna=False):
         first = _with_flops(group.iloc[0], rows)
         line = {
-            "network": f"{first['network']}, {first['pixels']} pixels",
-            "convs": "all" if np.isnan(first["inputs"]) else f"{first['layers']} of {_name(first)}",
+            "network": f"{first['network']}, {first['pixels']:.0f} pixels",
+            "convs": "all" if np.isnan(first["inputs"]) else f"{first['layers']:.0f} of {_name(first)}",
             "form": first["form"],
-            "rank": first["rank"],
-            "times fewer FLOPs": ""
-            if np.isnan(first["inputs"])
-            else f"{first['dense_flops'] / first['small_flops']:.1f}",
+            "rank": f"{first['rank']:.0f}",
+            "times fewer FLOPs": f"{first['dense_flops'] / first['small_flops']:.1f}",
         }
         for row in group.to_dict("records"):
             line[f"{row['engine']}: ms dense"] = f"{row['dense_ms']:.3f}"
             line[f"{row['engine']}: times faster"] = f"{row['dense_ms'] / row['small_ms']:.2f}"
             line[f"{row['engine']}: lost to"] = lost_to(row, price.loc[row["engine"]])
         lines.append(line)
-    return pd.DataFrame(lines)
+    return pd.DataFrame(lines).fillna("")
 
 
 def _with_flops(row: pd.Series, rows: pd.DataFrame) -> pd.Series:
