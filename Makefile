@@ -16,6 +16,7 @@ RECIPE_cifar100 := paper_cifar
 RECIPE_imagenet := paper_imagenet
 RECIPE_imagefolder := paper_imagenet
 
+comma := ,
 PY := .venv/bin/python
 JOINTSVD := .venv/bin/jointsvd
 DIGITS := outputs/resnet34-digits-short
@@ -71,15 +72,19 @@ baseline-%: .venv/installed ## the dense network alone, for example baseline-res
 sweep-ranks: .venv/installed ## METHODS at each of RATES
 	$(JOINTSVD) train -m method=$(METHODS) method.rank_rate=$(RATES) $(GIVEN)
 
-benchmark: .venv/installed ## networks of the two jobs above side by side, in several engines; trains those that are missing
-	$(MAKE) reproduce-resnet34 compress-resnet34 DATA=digits RECIPE=short SEEDS=1 ARGS=
-	$(JOINTSVD) benchmark 'checkpoints=$(BENCHMARKED)' data=digits $(ARGS)
+benchmark: .venv/installed ## networks of the two jobs above side by side in several engines, those missing trained first; goes on where it stopped
+	$(MAKE) reproduce-resnet34 DATA=digits RECIPE=short SEEDS=1 \
+	  ARGS='method=dense$(comma)svd$(comma)rjsvd1$(comma)ljsvd$(comma)bijsvd_0.5 method.rank_rate=0.04'
+	$(MAKE) compress-resnet34 DATA=digits RECIPE=short SEEDS=1 ARGS=
+	$(JOINTSVD) benchmark 'checkpoints=$(BENCHMARKED)' data=digits engines=[eager,channels_last,onnx,int8] $(ARGS)
+	$(JOINTSVD) benchmark 'checkpoints=$(BENCHMARKED)' data=digits engines=[prepared,compile] batch_sizes=[1] threads=[1]
 
 tables: .venv/installed ## experiments/RESULTS.md and the pictures, from the committed rows
 	$(JOINTSVD) tables
 
-speed: .venv/installed ## time the decompositions and the training loop against plain ones
+speed: .venv/installed ## time decompositions and the training loop against plain ones, and layers in each engine
 	$(PY) experiments/speed/decomposition.py
+	$(PY) experiments/layer_times/measure.py
 	$(PY) experiments/speed/training.py
 
 clean: ## remove .venv and caches, not results

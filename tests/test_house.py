@@ -5,7 +5,7 @@ from graphlib import TopologicalSorter
 from pathlib import Path
 
 SRC = Path(__file__).parents[1] / "src" / "jointsvd"
-ROOMS = ["decomposition", "network", "compression", "deployment", "training", "results", "experiment", "commands"]
+ROOMS = ["decomposition", "network", "deployment", "compression", "training", "results", "experiment", "commands"]
 
 
 def test_the_house():

@@ -8,9 +8,10 @@ import pytest
 import torch
 from torch import nn
 
-from jointsvd import Budget, LayerTimes, collect_statistics, compress, plan_for_budget
-from jointsvd.compression.layer_times import _times, measure_layer_times
+from jointsvd import Budget, LayerTimes, apply_plan, collect_statistics, compress, plan_for_budget
+from jointsvd.compression.layer_times import _times, measure_layer_times, paired_times
 from jointsvd.network.timing import Latency, latency
+from jointsvd.training.models import build_model
 
 IMAGES = torch.randn(16, 3, 12, 12, generator=torch.Generator().manual_seed(0))
 
@@ -36,7 +37,7 @@ def clock(monkeypatch):
         return 5.0, dict(zip(names, spent, strict=True))
 
     monkeypatch.setattr("jointsvd.compression.layer_times._times", times)
-    monkeypatch.setattr("jointsvd.compression.layer_times.latency", lambda *_: Latency(5.0, 0, 1))
+    monkeypatch.setattr("jointsvd.compression.layer_times.latency", lambda *_, **__: Latency(5.0, 0, 1))
     return calls
 
 
@@ -74,11 +75,18 @@ def test_what_cannot_be_a_time_was_not_measured(model, clock, tmp_path, line):
     assert measure_layer_times(model, IMAGES[:1], cache=cache) == times
 
 
+def spend(seconds):
+    """Seconds of this thread, which sleeping takes none of."""
+    end = time.thread_time() + seconds
+    while time.thread_time() < end:
+        pass
+
+
 def test_layers_are_timed_where_they_run_and_a_layer_that_runs_twice_takes_both_times(monkeypatch, tmp_path):
     first, twice = nn.Linear(4, 4), nn.Linear(4, 4)
     model = nn.Sequential(first, twice, nn.ReLU(), twice)
     for module, seconds in zip(model, (0.01, 0.02, 0.03), strict=False):
-        module.register_forward_hook(lambda *_, seconds=seconds: time.sleep(seconds))
+        module.register_forward_hook(lambda *_, seconds=seconds: spend(seconds))
     monkeypatch.setattr("jointsvd.compression.layer_times.latency", partial(latency, passes=11))
     whole, spent = _times(model.eval(), torch.randn(2, 4), ["0", "1"])
     assert spent == {"0": pytest.approx(10, rel=0.3), "1": pytest.approx(70, rel=0.3)}
@@ -92,7 +100,7 @@ def test_times_of_another_network_are_taken_at_its_own_pace(model, clock, tmp_pa
     monkeypatch.setattr(
         "jointsvd.compression.layer_times._times", lambda _, images, names: (4.5, dict.fromkeys(names, 0.9))
     )
-    monkeypatch.setattr("jointsvd.compression.layer_times.latency", lambda *_: Latency(4.0, 0, 1))  # unwatched
+    monkeypatch.setattr("jointsvd.compression.layer_times.latency", lambda *_, **__: Latency(4.0, 0, 1))  # unwatched
     times = measure_layer_times(model, IMAGES[:1], cache=cache)
     assert times.network == 4
     for layer in times.layers.values():
@@ -128,6 +136,41 @@ def test_compress_to_milliseconds(model, clock, tmp_path, monkeypatch):
     assert result.plan.settings["predicted_milliseconds"] <= 3.5
     assert result.plan.settings["faster"] == pytest.approx(5 / 3.5)
     assert 0 < result.plan.settings["measured_milliseconds"] != result.plan.settings["predicted_milliseconds"]
+
+
+@pytest.mark.parametrize("engine", ["onnx", "int8"])
+def test_layers_are_timed_in_onnx_runtime(model, monkeypatch, tmp_path, engine):
+    monkeypatch.setattr("jointsvd.compression.layer_times._SHARES", (0.1, 1.0))
+    cache = tmp_path / "times.json"
+    times = measure_layer_times(model, IMAGES[:1], engine, 8, cache=cache)
+    assert set(times.layers) == {"0", "2", "4", "7"}
+    assert all(dense > 0 and fixed >= 0 and per_rank >= 0 for dense, fixed, per_rank in times.layers.values())
+    assert sum(dense for dense, *_ in times.layers.values()) == pytest.approx(times.network, rel=0.25)
+    assert all(key.startswith(f"{engine}, multiples of 8, ") for key in json.loads(cache.read_text()))
+
+
+def test_compress_says_how_fast_it_is_in_its_engine(model, clock, tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        "jointsvd.compression.layer_times.measure_layer_times.__kwdefaults__", {"cache": tmp_path / "times.json"}
+    )
+    settings = compress(model, [IMAGES], faster=1.2, engine="torch").plan.settings
+    assert settings["engine"] == "torch"
+    assert settings["measured_faster"] == 1  # by this clock
+    with pytest.raises(ValueError, match="engine must be one of"):
+        compress(model, [IMAGES], faster=1.2, engine="tensorrt")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("engine", "faster"), [("torch", 2), ("onnx", 3), ("int8", 2)])
+def test_a_planned_speed_is_kept_within_15_percent(engine, faster, tmp_path):
+    torch.manual_seed(0)
+    dense = build_model("resnet34", num_classes=10, in_channels=1).eval()
+    images = torch.rand(64, 1, 28, 28)
+    times = measure_layer_times(dense, images[:1], engine, 16, cache=tmp_path / "times.json")
+    statistics = collect_statistics(dense, [images])
+    plan, _ = plan_for_budget(dense, statistics, Budget(faster=faster), times=times, rank_multiple=16)
+    before, after = paired_times(dense, apply_plan(dense, plan, statistics=statistics), images[:1], engine)
+    assert before / after == pytest.approx(times.network / plan.settings["predicted_milliseconds"], rel=0.15)
 
 
 def test_measured_for_real(model, monkeypatch, tmp_path):

@@ -95,6 +95,35 @@ def test_bijsvd_error_never_rises_and_is_bounded_by_its_ends(left_rank, right_ra
     assert errors[-1] < errors[0]
 
 
+@pytest.mark.parametrize("decay", [0.0, 1.0, 4.0])
+def test_the_first_iteration_is_optimal_also_where_it_begins_in_float32(decay):
+    Ws = matrices(2, 320, 300, decay=decay)
+    V = bijsvd(Ws, 6, 9, iterations=1)[1]
+    W, P = torch.stack(Ws), torch.eye(300, dtype=torch.float64) - V.T @ V
+    lost = (W @ P).square().sum()
+    energy = W.square().sum()
+    torch.testing.assert_close(lost, tail(torch.cat(Ws), 9), rtol=0, atol=1e-13 * energy)
+    best = tail(torch.cat(list(W @ P), 1), 6)
+    torch.testing.assert_close(bijsvd_error(Ws, 6, 9, 1), best, rtol=0, atol=1e-13 * energy)
+
+
+def test_bijsvd_of_float32_is_that_of_the_same_values_in_float64():
+    Ws = [W.float() for W in matrices(3, 320, 300)]
+    found, expected = bijsvd(Ws, 6, 9), bijsvd([W.double() * (1 + 1e-12) for W in Ws], 6, 9)
+    errors = [
+        error(Ws, [U_n @ V + U @ V_n for U_n, V_n in zip(Us, Vs, strict=True)]) for Us, V, U, Vs in (found, expected)
+    ]
+    torch.testing.assert_close(*errors, rtol=1e-7, atol=0)
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1e30])
+def test_bijsvd_of_matrices_beyond_the_range_of_float32(scale):
+    Ws = [W * scale for W in matrices(2, 300, 260)]
+    Us, V, U, Vs = bijsvd(Ws, 4, 4, iterations=3)
+    energy = sum(W.square().sum() for W in Ws)
+    assert error(Ws, [U_n @ V + U @ V_n for U_n, V_n in zip(Us, Vs, strict=True)]) < tail(torch.cat(Ws), 4) < energy
+
+
 def test_bijsvd_with_one_rank_zero_is_the_one_sided_method():
     Ws = matrices(3, 20, 16)
     Us, V, U, Vs = bijsvd(Ws, 0, 5)

@@ -15,7 +15,7 @@ from rich.progress import track
 from jointsvd.commands.config import CONF, command, options, read_data
 from jointsvd.commands.sentence import in_one_sentence
 from jointsvd.deployment.engines import usable
-from jointsvd.experiment.benchmark import Cell, Contestant, cells, measure, prepare
+from jointsvd.experiment.benchmark import Cell, Contestant, cells, measure, prepare, remaining
 from jointsvd.network.atomic import check_writable, write_atomic
 from jointsvd.network.checked import Count, FolderName, Seed
 from jointsvd.results.benchmark_table import render
@@ -54,12 +54,15 @@ def main(cfg: DictConfig) -> None:
 
 def _measure(contestants: list[Contestant], measured: list[Cell], data: ImageData, folder: Path) -> None:
     facts = {"data": HydraConfig.get().runtime.choices["data"], "command": command()}
-    rows: list[dict[str, Any]] = []
-    todo = measure(contestants, measured, data, facts)
-    for row in track(todo, "Measuring", total=len(measured) * len(contestants)):
-        rows.append(asdict(row))
-        write_atomic(folder / "benchmark.csv", pd.DataFrame(rows).to_csv(index=False))
-    print_table(*render(pd.DataFrame(rows), folder))
+    file = folder / "benchmark.csv"
+    rows, missing = remaining(pd.read_csv(file) if file.exists() else pd.DataFrame(), contestants, measured, data)
+    if len(missing) < len(measured):
+        print(f"{len(measured) - len(missing)} of {len(measured)} comparisons are in {file} and are not made again")
+    todo = measure(contestants, missing, data, facts)
+    for row in track(todo, "Measuring", total=len(missing) * len(contestants)):
+        rows = pd.concat([rows, pd.DataFrame([asdict(row)])], ignore_index=True)
+        write_atomic(file, rows.to_csv(index=False))
+    print_table(*render(rows, folder))
     print(f"Saved {folder}/benchmark.csv, table.md and benchmark.png")
 
 

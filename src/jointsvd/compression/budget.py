@@ -3,11 +3,14 @@
 import math
 from dataclasses import dataclass, fields
 from numbers import Real
+from typing import Literal
 
 from torch import nn
 
 from jointsvd.network.checked import AboveZero, Count, Repeats, check_fields
 from jointsvd.network.cost import num_parameters
+
+Engine = Literal["torch", "onnx", "int8"]
 
 
 @dataclass(frozen=True)
@@ -15,8 +18,9 @@ class Budget:
     """How small or fast a compressed network is to be; all that is given holds.
 
     params, flops, bytes, faster: times fewer parameters, FLOPs, bytes and milliseconds than the dense network, 1 or
-    more. latency_ms: milliseconds of one image. Time is measured in PyTorch on the model's device; it and FLOPs exclude
-    each other. Raises ValueError for values that say nothing, are out of range or exclude each other.
+    more. latency_ms: milliseconds of one image. Time is measured in PyTorch on the model's device, or in the engine
+    of `Means`; it and FLOPs exclude each other. Raises ValueError for values that say nothing, are out of range or
+    exclude each other.
     """
 
     params: float | None = None
@@ -74,13 +78,16 @@ class Means:
     """How a budget may be reached. share: layers may share factors. refit: factors are fitted again behind compressed
     layers. rank_multiple: ranks are multiples of it, 1 or more. tune: steps of training towards the dense network, 1 or
     more (none: None). memory: GB that images may take on their way through networks, beside these, what is known of
-    their layers, and the images themselves (None: half of what is free). Raises ValueError for other values."""
+    their layers, and the images themselves (None: half of what is free). engine: where a budget of time is measured and
+    holds: PyTorch as it is ("torch" or None), or ONNX Runtime on the CPU, in float32 ("onnx") or int8. Raises
+    ValueError for other values."""
 
     share: bool = True
     refit: bool = True
     rank_multiple: Count = 1
     tune: Repeats | None = None
     memory: AboveZero | None = None
+    engine: Engine | None = None
 
     def __post_init__(self) -> None:
         check_fields(self)

@@ -2,7 +2,6 @@
 
 import logging
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
-from copy import deepcopy
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -13,9 +12,9 @@ from jointsvd.compression import losses
 from jointsvd.compression.agreement import Part, agreement
 from jointsvd.compression.allocation import check_budget, plan_for_budget
 from jointsvd.compression.batches import part
-from jointsvd.compression.budget import Budget, Means
+from jointsvd.compression.budget import Budget, Engine, Means
 from jointsvd.compression.calibration import Loader, run_batches
-from jointsvd.compression.layer_times import LayerTimes, measure_layer_times
+from jointsvd.compression.layer_times import LayerTimes, measure_layer_times, paired_times
 from jointsvd.compression.memory import passed
 from jointsvd.compression.options import Choice
 from jointsvd.compression.processes import in_first_process, several_processes
@@ -36,7 +35,6 @@ from jointsvd.network.plan import Plan
 from jointsvd.network.random_state import random_state_kept
 from jointsvd.network.surgery import apply_plan, build_structure
 from jointsvd.network.tensors import fill, unique_tensors
-from jointsvd.network.timing import latency
 
 _log = logging.getLogger(__name__)
 
@@ -76,8 +74,9 @@ def compress(
     """A copy of `model` that keeps a `Budget`, given as such or by its fields: ``compress(model, images, params=22)``.
     `model` stays as it was.
 
-    Time is that of PyTorch on the model's device now, from layers that are measured first (`measure_layer_times`). The
-    result is timed too: plan.settings has the dense network's milliseconds, the predicted and the measured ones.
+    Time is that of PyTorch on the model's device now, or with engine="onnx" or "int8" that of ONNX Runtime on the CPU,
+    from layers that are measured first (`measure_layer_times`). The result is timed too, in turn with the dense one:
+    plan.settings has the dense network's milliseconds, the predicted and the measured ones, and how many times faster.
 
     calibration: some hundred images as batches, or as tuples whose first item is one; labels are not used. The ranks of
     all convs and linear layers, and which of them share a factor, are chosen to change the network's output least on
@@ -91,9 +90,9 @@ def compress(
     then those on other sources, without it on other images of the same ones (`sources.apart`).
     options: the fields of a `Budget`, and of `Means`: share, whether layers may share factors; refit, whether each
     layer's factors are then fitted behind the layers compressed before it; rank_multiple, of which ranks are multiples;
-    tune, steps of training towards the dense network (`tune`), without labels, of which one more image in eight says
-    how many are kept (None: nothing is trained); memory, the GB that images may take on their way through the networks
-    (None: half of what is free), however many images there are.
+    engine, where time is measured; tune, steps of training towards the dense network (`tune`), without labels, of which
+    one more image in eight says how many are kept (None: nothing is trained); memory, the GB that images may take on
+    their way through the networks (None: half of what is free), however many images there are.
 
     In torch.distributed all processes call it, rank 0 does the work on its own images, and all get its network. Raises
     ValueError as `collect_statistics` and `plan_for_budget` do, for bad budgets before anything runs, and for networks
@@ -162,7 +161,7 @@ def _compressed(model: nn.Module, calibration: Loader, budget: Budget, means: Me
     else:
         match_norms(model, compressed, loader, task, means.memory)
     if times:
-        plan = replace(plan, settings={**plan.settings, "measured_milliseconds": _timed(compressed, image, plan)})
+        plan = replace(plan, settings={**plan.settings, **_timed(own, compressed, image, plan, means.engine)})
     tuned = _tuned(model, compressed, whole, means, task)
     return Compressed(compressed, plan, report, left, _held_out(model, compressed, plan, whole, task), tuned)
 
@@ -182,7 +181,7 @@ def _tried_out(
     rehearse(model, batch, names, task, refit=means.refit)
     if not budget.timed:
         return image, None
-    times = measure_layer_times(model, image)
+    times = measure_layer_times(model, image, means.engine, means.rank_multiple)
     check_budget(model, image, budget, times=times, rank_multiple=means.rank_multiple)
     return image, times
 
@@ -232,10 +231,12 @@ def _held_out(model: nn.Module, compressed: nn.Module, plan: Plan, whole: Loader
     return found.as_dict(predicted)
 
 
-def _timed(compressed: nn.Module, image: Tensor, plan: Plan) -> float:
-    """Milliseconds for one image; they are logged beside what the plan promised."""
+def _timed(dense: nn.Module, compressed: nn.Module, image: Tensor, plan: Plan, engine: Engine | None) -> dict[str, Any]:
+    """Milliseconds for one image, and how many times faster than the dense network, measured in turn; they are logged
+    beside what the plan promised."""
     was, promised = plan.settings["milliseconds"], plan.settings["predicted_milliseconds"]
-    found = latency(deepcopy(compressed).eval(), image).median
-    say = _log.info if found < 1.15 * promised else _log.warning
-    say("%.3g ms dense, %.3g ms predicted, %.3g ms measured", was, promised, found)
-    return found
+    before, found = paired_times(dense, compressed, image, engine)
+    say = _log.info if before / found > was / promised / 1.15 else _log.warning
+    text = "%.3g ms dense, %.3g ms predicted (%.3g times faster), %.3g ms measured (%.3g times faster than just now)"
+    say(text, was, promised, was / promised, found, before / found)
+    return {"engine": engine or "torch", "measured_milliseconds": found, "measured_faster": before / found}

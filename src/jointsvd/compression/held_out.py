@@ -12,7 +12,7 @@ from torch import Tensor
 
 from jointsvd.compression.options import Kind, Layer, Option, cheap_side, half, metric_of
 from jointsvd.decomposition.metric import roots, times
-from jointsvd.decomposition.svd import leading_eigenvectors
+from jointsvd.decomposition.subspaces import leading_eigenvectors
 
 
 def held_out(option: Option) -> Option:

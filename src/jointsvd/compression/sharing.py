@@ -11,7 +11,7 @@ from torch import Tensor
 from jointsvd.compression.held_out import held_out
 from jointsvd.compression.options import Cost, Kind, Layer, Option, cheapest, errors_of, gram, half
 from jointsvd.decomposition.metric import objective, roots, times
-from jointsvd.decomposition.svd import improved_subspace
+from jointsvd.decomposition.subspaces import improved_subspace
 from jointsvd.decomposition.weighted import weighted_ljsvd, weighted_rjsvd
 
 Pooled = dict[Kind, dict[tuple[Any, ...], Tensor]]  # by the side that layers have in common

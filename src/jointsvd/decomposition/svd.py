@@ -7,13 +7,15 @@ Only the leading singular subspace of a stack of matrices is ever needed, so it 
 stack (its size does not grow with the number of members) instead of an SVD of the stack itself.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
+from jointsvd.decomposition.alternation import alternate
+from jointsvd.decomposition.subspaces import leading_eigenvectors
+
 NUM_ITERATIONS = 30  # K of the paper
-_KRYLOV_BLOCKS = 2
 
 
 def truncated_svd(W: Tensor, rank: int) -> tuple[Tensor, Tensor]:
@@ -59,9 +61,10 @@ def bijsvd(
 ) -> tuple[list[Tensor], Tensor, Tensor, list[Tensor]]:
     """Bi-directional joint SVD, ``W_n ~ U_n V + U V_n`` (eq. 11-18), by alternation from zero.
 
-    Each iteration fits (U_n, V) to ``W_n - U V_n``, then (U, V_n) to ``W_n - U_n V``. The first iteration solves both
-    steps exactly, so the error starts no higher than RJSVD's at right_rank and LJSVD's at left_rank; later ones
-    improve the subspace they find by a block Krylov step, which never raises the error.
+    Each iteration fits (U_n, V) to ``W_n - U V_n``, then (U, V_n) to ``W_n - U_n V``; in each step the own factors that
+    belong to the shared factor held are fitted along, which leaves no more error than holding them too. The first
+    iteration solves both steps exactly, so the error starts no higher than RJSVD's at right_rank and LJSVD's at
+    left_rank; later ones improve the subspace they find by a block Krylov step, which never raises the error.
 
     Ws: N matrices of one shape (rows, cols). Returns U_n (rows, right_rank), V (right_rank, cols), U (rows, left_rank)
     and V_n (left_rank, cols). With one rank 0 the result is LJSVD's or RJSVD's and the other factors are empty.
@@ -84,68 +87,9 @@ def bijsvd(
     _check_rank(right_rank, min(num * rows, cols), "right_rank")
     _check_rank(left_rank, min(rows, num * cols), "left_rank")
 
-    factors = _alternate(torch.stack(doubles), left_rank, right_rank, iterations)
+    factors = alternate(torch.stack(doubles), left_rank, right_rank, iterations)
     own_u, V, U, own_v = (_like(factor, Ws[0]) for factor in factors)
     return list(own_u), V, U, list(own_v)
-
-
-def _alternate(W: Tensor, left_rank: int, right_rank: int, iterations: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The alternation of `bijsvd` for W (N, rows, cols); factors with one for each member have N in front."""
-    num, rows, cols = W.shape
-    W_t = W.mT.contiguous()
-    right_gram, left_gram = _gram(W), _gram(W_t)
-    V_t, U = W.new_zeros(cols, 0), W.new_zeros(rows, 0)  # shared factors, each with orthonormal columns
-    Vs, projected = W.new_zeros(num, 0, cols), W.new_zeros(num, cols, 0)
-    for iteration in range(iterations):
-        V_t, Us, projected = _fit_shared(W, right_gram, U, Vs, projected, right_rank, V_t if iteration else None)
-        U, Vs_t, projected = _fit_shared(W_t, left_gram, V_t, Us.mT, projected, left_rank, U if iteration else None)
-        Vs = Vs_t.mT
-    return Us, V_t.T, U, Vs
-
-
-def _fit_shared(
-    W: Tensor, gram: Tensor, Q: Tensor, Y: Tensor, projected: Tensor, rank: int, start: Tensor | None
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Fit the residuals ``R_n = W_n - Q Y_n`` by ``X_n B^T`` with one orthonormal B (cols, rank).
-
-    W: (N, rows, cols), gram: sum W_n^T W_n, Q: (rows, other) with orthonormal columns, Y: (N, other, cols),
-    projected: W_n^T Q. Returns B, X (N, rows, rank) and W_n B. Without `start`
-    (or for ranks near full) B is exact, else an improvement of `start`.
-    """
-    # sum R_n^T R_n = gram - A Y - (A Y)^T with A_n = W_n^T Q - Y_n^T / 2, because Q^T Q = I; never form the R_n
-    A = (projected - Y.mT / 2).movedim(0, 1).flatten(1)
-    Y_flat = Y.flatten(0, 1)
-    if start is None or rank * _KRYLOV_BLOCKS > len(gram):
-        update = A @ Y_flat
-        B = leading_eigenvectors(gram - update - update.T, rank)
-    else:
-        B = improved_subspace(lambda X: gram @ X - A @ (Y_flat @ X) - Y_flat.T @ (A.T @ X), start)
-    WB = W @ B
-    return B, WB - Q @ (Y @ B), WB
-
-
-def leading_eigenvectors(S: Tensor, rank: int) -> Tensor:
-    """Orthonormal basis (n, rank) of the leading invariant subspace of the symmetric S (n, n), leading vector first."""
-    return torch.linalg.eigh(S).eigenvectors[:, len(S) - rank :].flip(1)
-
-
-def improved_subspace(multiply: Callable[[Tensor], Tensor], start: Tensor) -> Tensor:
-    """Rayleigh-Ritz for the leading subspace on the block Krylov space of `start` (n, rank), orthonormal.
-
-    multiply: X -> S X for a symmetric positive semidefinite S. The trace that the result captures is never below that
-    of `start`, because `start` lies in the space searched.
-    """
-    blocks = [start]
-    for _ in range(_KRYLOV_BLOCKS - 1):
-        blocks.append(torch.linalg.qr(multiply(blocks[-1])).Q)
-    basis = torch.linalg.qr(torch.cat(blocks, dim=1)).Q
-    return basis @ leading_eigenvectors(basis.T @ multiply(basis), start.shape[1])
-
-
-def _gram(W: Tensor) -> Tensor:
-    """sum over n of W_n^T W_n, for W (N, rows, cols)."""
-    flat = W.flatten(0, 1)
-    return flat.T @ flat
 
 
 def _checked(Ws: Sequence[Tensor], *, shared_dim: int, name: str) -> list[Tensor]:

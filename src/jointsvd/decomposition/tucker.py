@@ -10,7 +10,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from jointsvd.decomposition.svd import NUM_ITERATIONS, improved_subspace, leading_eigenvectors
+from jointsvd.decomposition.subspaces import improved_subspace, leading_eigenvectors
+from jointsvd.decomposition.svd import NUM_ITERATIONS
 
 TuckerFactors = tuple[Tensor, Tensor, Tensor]
 Start = tuple[Tensor, Tensor]

@@ -13,7 +13,7 @@ from torch import Tensor
 from jointsvd.decomposition.metric import objective, roots, times, with_ridge
 from jointsvd.decomposition.narrow import narrowed
 from jointsvd.decomposition.spanned import Moment, Spanned
-from jointsvd.decomposition.svd import leading_eigenvectors
+from jointsvd.decomposition.subspaces import leading_eigenvectors
 
 TOLERANCE = 1e-4  # alternations end when the objective falls by less than this share
 MAX_ITERATIONS = 20  # of each alternation

@@ -1,2 +1,2 @@
 """Networks made to run elsewhere: inference form, ONNX, int8. In order: inference, onnx_runtime, export,
-quantize_shared, quantize, engines."""
+quantize_shared, quantize, profiled, engines."""

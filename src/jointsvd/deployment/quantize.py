@@ -31,24 +31,30 @@ def to_int8(content: bytes, batches: Sequence[Tensor]) -> bytes:
         raise ValueError("int8 needs calibration images: give some hundred")
     with quiet():
         try:
-            quantised, factors = _quantised(content, batches)
+            whole, factors = _quantised(content, batches)
         except Exception as error:  # ONNX Runtime has a class for each kind
             shape = tuple(batches[0].shape)
             raise ValueError(f"the network cannot be quantised on images {shape}: {error}") from error
-        model = onnx_ir.from_proto(onnx.load_model_from_string(quantised))
+        model = onnx_ir.from_proto(onnx.load_model_from_string(whole))
         factors.share(model)
         _shrink(model)
         small = onnx_ir.to_proto(model).SerializeToString()
-        expected, found = (onnx_session(file)(batches[0].cpu()) for file in (quantised, small))
+        expected, found = (onnx_session(file)(batches[0].cpu()) for file in (whole, small))
     if not np.allclose(expected, found, rtol=0, atol=1e-5 * abs(expected).max()):
         raise RuntimeError("shrinking the int8 file changed what it computes")
     return small
 
 
+def quantised(content: bytes, batches: Sequence[Tensor]) -> bytes:
+    """What `to_int8` makes smaller: it runs alike, and its nodes have the names of those of `content`."""
+    with quiet():
+        return _quantised(content, batches)[0]
+
+
 def _quantised(content: bytes, batches: Sequence[Tensor]) -> tuple[bytes, SharedFactors]:
     """The network as ONNX Runtime quantises it, with shared factors on one grid of integers, and these factors."""
     with tempfile.TemporaryDirectory() as folder:
-        whole, ready, quantised = (str(Path(folder, name)) for name in ("whole.onnx", "ready.onnx", "int8.onnx"))
+        whole, ready, small = (str(Path(folder, name)) for name in ("whole.onnx", "ready.onnx", "int8.onnx"))
         Path(whole).write_bytes(content)
         quant_pre_process(whole, ready, skip_symbolic_shape=True)
         factors = SharedFactors(onnx_ir.load(whole))
@@ -57,7 +63,7 @@ def _quantised(content: bytes, batches: Sequence[Tensor]) -> tuple[bytes, Shared
         onnx_ir.save(aligned, ready)
         quantize_static(
             ready,
-            quantised,
+            small,
             _Images(batches),
             per_channel=True,
             activation_type=QuantType.QUInt8,
@@ -65,7 +71,7 @@ def _quantised(content: bytes, batches: Sequence[Tensor]) -> tuple[bytes, Shared
             calibrate_method=CalibrationMethod.Percentile,
             extra_options={"CalibPercentile": _PERCENTILE, "TensorQuantOverrides": scales},
         )
-        return Path(quantised).read_bytes(), factors
+        return Path(small).read_bytes(), factors
 
 
 class _Images(CalibrationDataReader):

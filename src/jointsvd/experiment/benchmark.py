@@ -6,6 +6,7 @@ from itertools import product
 from pathlib import Path
 
 import onnxruntime
+import pandas as pd
 import torch
 from torch import nn
 
@@ -15,7 +16,7 @@ from jointsvd.deployment.onnx_runtime import onnx_session
 from jointsvd.deployment.quantize import to_int8
 from jointsvd.network.cost import num_flops, num_parameters
 from jointsvd.network.files import read_metadata
-from jointsvd.network.timing import latency
+from jointsvd.network.timing import latency, own_clock
 from jointsvd.results.rows import environment
 from jointsvd.training.checkpoints import load_network
 from jointsvd.training.classifier import top1
@@ -24,8 +25,9 @@ from jointsvd.training.data import ImageData
 
 @dataclass(frozen=True)
 class BenchmarkRow:
-    """A network in an engine. file_bytes: of its safetensors or ONNX file. top1: percent of the test images, of the
-    int8 network, or of the float32 one in ONNX Runtime, whose outputs are PyTorch's within 1e-4."""
+    """A network in an engine. milliseconds: with one thread of that thread alone (`own_clock`). file_bytes: of its
+    safetensors or ONNX file. top1: percent of the test images, of the int8 network, or of the float32 one in ONNX
+    Runtime, whose outputs are PyTorch's within 1e-4."""
 
     network: str
     engine: str
@@ -85,19 +87,39 @@ def prepare(name: str, path: str, engines: Sequence[str], data: ImageData, num_i
     return Contestant(name, network, read_metadata(path)["sha256"], contents, sizes, accuracies)
 
 
+def remaining(
+    rows: pd.DataFrame, contestants: Sequence[Contestant], measured: Sequence[Cell], data: ImageData
+) -> tuple[pd.DataFrame, list[Cell]]:
+    """The rows of an earlier run that hold, and the cells that are missing: all networks of a cell are timed in one
+    run, here, in these versions, or all again."""
+    if rows.empty:
+        return rows, list(measured)
+    networks, where = {contestant.name: contestant.sha256 for contestant in contestants}, _where()
+    same = rows[rows["network"].map(networks).eq(rows["sha256"]) & rows["image_size"].eq(data.image_size)]
+    same = same[same["versions"].eq(where["versions"]) & same["processor"].eq(where["processor"])]
+    keys = ["engine", "batch_size", "threads"]
+    kept = same.groupby(keys, sort=False).filter(lambda cell: set(cell["network"]) == set(networks))
+    there = set(kept[keys].itertuples(index=False, name=None))
+    return kept, [cell for cell in measured if (cell.engine, cell.batch_size, cell.threads) not in there]
+
+
+def _where() -> dict[str, str]:
+    where = environment(torch.device("cpu"))
+    return where | {"versions": f"{where['versions']} onnxruntime={onnxruntime.__version__}"}
+
+
 def measure(
     contestants: Sequence[Contestant], measured: Sequence[Cell], data: ImageData, facts: Mapping[str, str]
 ) -> Iterator[BenchmarkRow]:
     """A row for each cell and network, the networks of a cell one after the other. facts: the columns data and
     command."""
-    where = environment(torch.device("cpu"))
-    where["versions"] += f" onnxruntime={onnxruntime.__version__}"
+    where = _where()
     for cell, contestant in product(measured, contestants):
         every = torch.get_num_threads()
         torch.set_num_threads(cell.threads)
         images = torch.rand(cell.batch_size, *data.input_size, device="cuda" if cell.engine == "cuda" else "cpu")
         run = runner(cell.engine, contestant.network, contestant.contents, images, cell.threads)
-        found = latency(run, images, threads=cell.threads)
+        found = latency(run, images, threads=cell.threads, timer=own_clock(images.device))
         torch.set_num_threads(every)
         contestant.network.cpu()
         yield BenchmarkRow(
