@@ -172,24 +172,20 @@ def milliseconds(dense, name, layers, image, passes=60):
 
 
 def readable(rows):
-    """KL for that of the way there is (3x1-1x3, or the best without Bi-JSVD): geometric means over convs."""
+    """KL for that of the ways there are (3x1-1x3, or the best without Bi-JSVD): geometric means over convs."""
     lines = []
-    for (where, factor), group in rows.groupby(["place", "factor"], sort=False):
-        kl, faster = (group.pivot(index="convs", columns="way", values=value) for value in ("kl", "faster"))
+    for where, group in rows.groupby("place", sort=False):
+        kl, faster = (group.pivot(index=["factor", "convs"], columns="way", values=value) for value in ("kl", "faster"))
         new = [way for way in kl if way in ("3x3-1x1", "1x1-3x3", "Bi-JSVD")]
         there = kl.drop(columns=new).min(axis=1)
         for way in new:
-            ratio = kl[way] / there
-            lines.append(
-                {
-                    "convs": where,
-                    "way": way,
-                    "times fewer parameters": factor,
-                    "KL, times that of the ways there are": f"{mean(ratio):.2f}",
-                    "closer in": f"{(ratio < 1).sum()} of {len(ratio)}",
-                    "time, times that of 3x1-1x3": f"{mean(faster[AS_NOW] / faster[way]):.2f}" if AS_NOW in kl else "",
-                }
-            )
+            line = {"convs": where, "way": way}
+            for factor in FACTORS:
+                ratio, times = (kl[way] / there)[factor], (faster[AS_NOW] / faster[way])[factor] if AS_NOW in kl else []
+                line[f"KL at {factor} times fewer parameters"] = f"{mean(ratio):.2f}"
+                line[f"closer at {factor}"] = f"{(ratio < 1).sum()} of {len(ratio)}"
+                line[f"time at {factor}"] = f"{mean(times):.2f}" if len(times) else ""
+            lines.append(line)
     return pd.DataFrame(lines)
 
 
