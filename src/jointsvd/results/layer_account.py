@@ -93,13 +93,14 @@ def picture(rows: pd.DataFrame) -> Figure:
         faster, fewer = cell["dense_ms"] / cell["small_ms"], cell["dense_flops"] / cell["small_flops"]
         speed_bars(axes, list(faster), list(fewer), colors_of(["ours"] * len(cell)))
         axes.set_xlim(0, 1.05 * max(part["dense_flops"] / part["small_flops"]))
-        axes.set_title(f"{engine}\ndense {cell['dense_ms'].sum():.1f} ms")
+        axes.set_title(f"{_ENGINES.get(engine, engine)}\ndense {cell['dense_ms'].sum():.1f} ms")
         if axes is panels[0]:
             axes.set_yticks(range(len(cell)), [_name(row) for row in cell.to_dict("records")])
     headline(figure, f"Layers at rank {rank}: times faster than dense (bars) and times fewer FLOPs (lines)")
     return figure
 
 
+_ENGINES = {"onnx": "ONNX Runtime", "torch": "PyTorch", "int8": "int8, ONNX Runtime"}
 _SIZES = ["inputs", "outputs", "kernel", "stride", "side"]
 
 

@@ -160,14 +160,16 @@ def factor_axis(axes: Axes, factors: Sequence[float]) -> None:
 
 
 def speed_bars(axes: Axes, faster: Sequence[float], fewer: Sequence[float], colors: Sequence[str]) -> None:
-    """A bar and its number for each network, how many times faster it is; a line where its FLOPs would put it."""
-    places = range(len(faster))
+    """A bar and its number for each network, how many times faster it is; a line where its FLOPs would put it. The
+    number of a short bar stands beside both."""
+    places, most = range(len(faster)), max([*faster, *fewer])
     axes.barh(places, faster, height=0.66, color=colors)
     for place, value, promise in zip(places, faster, fewer, strict=True):
         axes.plot([promise, promise], [place - 0.42, place + 0.42], color=BLACK, linewidth=1.2)
-        axes.annotate(f"{value:.1f}", (0, place), (3, 0), textcoords="offset points", va="center", color="white")
+        start, color = (0, "white") if value > 0.13 * most else (max(value, promise), BLACK)
+        axes.annotate(f"{value:.1f}", (start, place), (3, 0), textcoords="offset points", va="center", color=color)
     axes.set_ylim(len(faster) - 0.4, -0.6)
-    axes.set_xlim(0, 1.06 * max([*faster, *fewer]))
+    axes.set_xlim(0, 1.06 * most)
     axes.grid(axis="y", visible=False)
     axes.tick_params(axis="y", length=0)
 
