@@ -44,4 +44,4 @@ def test_the_table_has_the_whole_network_and_its_layers_and_the_picture_an_engin
     assert everything["times fewer FLOPs"] == "10.0"
     assert everything["onnx: times faster"] == everything["torch: times faster"] == "3.00"
     assert "1 of 64-64 3x3 at 28" in set(table["convs"])
-    assert [axes.get_title(loc="left").split("\n")[0] for axes in picture(rows).axes] == ["torch", "onnx"]
+    assert [axes.get_title(loc="left").split("\n")[0] for axes in picture(rows).axes] == ["PyTorch", "ONNX Runtime"]
