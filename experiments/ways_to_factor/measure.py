@@ -37,6 +37,7 @@ from jointsvd.training.datasets import FashionMNIST
 
 FOLDER = Path(__file__).parent
 NUM_IMAGES = 512
+SEED = 0  # draws the images
 FACTORS = (8, 20)  # times fewer parameters of the layers
 AS_NOW = "3x1-1x3"
 
@@ -47,12 +48,12 @@ def main():
     dense = load_network(path).eval()
     data = FashionMNIST(28, None, "data")
     data.setup("fit")
-    batches = data.calibration_batches(2 * NUM_IMAGES, seed=0)
+    batches = data.calibration_batches(2 * NUM_IMAGES, seed=SEED)
     images = torch.cat(list(batches))
     calibration, unseen = (list(half.split(64)) for half in images.split(NUM_IMAGES))
     statistics = collect_statistics(dense, calibration)
     facts = {"network": Path(path).parent.name, "command": f"python experiments/ways_to_factor/measure.py {path}"}
-    facts |= environment(torch.device("cpu"))
+    facts |= {"data": "fashion_mnist", "num_images": NUM_IMAGES, "seed": SEED} | environment(torch.device("cpu"))
     jobs = [(name, partial(alone, calibration=calibration)) for name, conv in dense.named_modules() if is_wide(conv)]
     jobs += [(" ".join(group), together) for group in find_groups(dense) if len(group) > 1]
     for convs, ways in tqdm(jobs):
