@@ -11,7 +11,8 @@ from torch._subclasses import FakeTensorMode
 from jointsvd import Group, Plan, apply_plan
 from jointsvd.compression.calibration import beside, recalibrate_batchnorm
 from jointsvd.compression.refitting import refit
-from jointsvd.compression.statistics import collect_statistics, strips
+from jointsvd.compression.statistics import collect_statistics
+from jointsvd.compression.strips import strip_products, strips
 from jointsvd.decomposition.metric import objective
 from jointsvd.network.layers import FactorPair, fold_u, unfold
 
@@ -159,3 +160,17 @@ def test_gradients_have_the_second_moment_of_the_exact_fisher_information():
         exact += (log_probs[:, label].detach().exp()[:, None] * g).T @ g / 3
     found = collect_statistics(model, [images.repeat(4000, 1)]).outputs["0"].mean(0)
     torch.testing.assert_close(found, exact, atol=float(0.05 * exact.diagonal().mean()), rtol=0.05)
+
+
+@pytest.mark.parametrize("options", [{}, {"padding": 0}, {"padding_mode": "circular"}, {"kernel_size": (5, 3)}])
+@pytest.mark.parametrize("options_of_rows", [{}, {"stride": (2, 1)}, {"dilation": 2}])
+def test_products_of_strips_are_those_of_the_strips(options, options_of_rows):
+    """Where strips begin a row below each other, most of the products is computed once."""
+    torch.manual_seed(0)
+    layer = nn.Conv2d(3, 4, **{"kernel_size": 3, "padding": 1} | options | options_of_rows)
+    x, y = (torch.randn(5, 3, 13, 6, dtype=torch.float64) for _ in range(2))
+    a, b = strips(layer, x), strips(layer, y)
+    num, own, cross = strip_products(layer, x, y)
+    assert num == len(a)
+    torch.testing.assert_close(own, a.T @ a)
+    torch.testing.assert_close(cross, a.T @ b)

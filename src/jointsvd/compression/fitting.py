@@ -3,13 +3,13 @@
 from collections.abc import Callable, Iterator
 from copy import deepcopy
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
 
 from jointsvd.compression.moments import FOLDS, Sums, wide
-from jointsvd.compression.statistics import strips
+from jointsvd.compression.strips import strip_products, strips
 from jointsvd.compression.walking import Seen
 from jointsvd.decomposition.metric import level, noise_share, shrunk, times, with_ridge
 from jointsvd.decomposition.spanned import Moment, Spanned
@@ -38,10 +38,14 @@ class Behind:
     @cached_property
     def moments(self) -> tuple[Moment, Tensor]:
         """Of the strips of y, and of these with those of x, by folds; or with what W makes of x, for a `wide` layer."""
-        view, W = partial(strips, self.layer), unfold(self.layer.weight)
+        layer, W = self.layer, unfold(self.layer.weight)
         if wide(len(W)):
-            return self.sums(self.folds, lambda x, y, outputs: (view(y), view(x) @ W))
-        return self.sums(self.folds, lambda x, y, outputs: (view(y), view(x)))
+            return self.sums(self.folds, lambda x, y, outputs: (strips(layer, y), strips(layer, x) @ W))
+
+        def add(sums: Sums, fold: int, x: Tensor, y: Tensor, outputs: Tensor) -> None:
+            sums.add_products(fold, *strip_products(layer, y, x))
+
+        return self._added(self.folds, add)
 
     def targets(self, folds: list[int]) -> Tensor:
         """``E[y x^T] W`` of some folds, in the coordinates of the basis where the moment of y is `Spanned`."""
@@ -51,12 +55,16 @@ class Behind:
     def sums(self, folds: list[int], view: Callable[..., tuple[Tensor, Tensor]]) -> tuple[Moment, Tensor]:
         """``E[a a^T]`` and ``E[a b^T]`` over positions, (folds, ...) each, of what `view` makes, (positions, values),
         of x, y and outputs; an image's positions are summed, a fold's images averaged."""
+        return self._added(folds, lambda sums, fold, *parts: sums.add(fold, *view(*parts)))
+
+    def _added(self, folds: list[int], add: Callable[..., None]) -> tuple[Moment, Tensor]:
+        """add: brings `Sums`, of a fold, what some of x, y and outputs make."""
         sums, images = Sums(), torch.zeros(FOLDS, dtype=torch.int64)
         for part in self._parts():
             for number in folds:
                 for some in zip(*(tensor[number :: len(self.folds)].split(_CHUNK) for tensor in part), strict=True):
                     if len(some[0]):
-                        sums.add(number, *view(*some))
+                        add(sums, number, *some)
                         images[number] += len(some[0])
         own, cross = sums.averages(images)
         assert cross is not None
@@ -74,7 +82,8 @@ class Behind:
                 continue  # the last part may be shorter than a round of the folds
             missed = outputs[tried] - pair(y[tried])
             rows = (missed.movedim(1, -1) if isinstance(self.layer, nn.Conv2d) else missed).flatten(0, -2)
-            total += float((rows * times(self.G, rows.double().T).T).sum())
+            G, rows = (self.G, rows.double()) if isinstance(self.G, Spanned) else (self.G.to(rows.dtype), rows)
+            total += float((rows * times(G, rows.T).T).sum(dtype=torch.float64))
         return total
 
 

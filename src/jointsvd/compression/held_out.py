@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from jointsvd.compression.options import Kind, Layer, Option, cheap_side, half, metric_of
-from jointsvd.decomposition.metric import roots, times
-from jointsvd.decomposition.subspaces import leading_eigenvectors
+from jointsvd.decomposition.metric import root, times, unrooted
+from jointsvd.decomposition.subspaces import LARGE, leading_eigenvectors
 
 
 def held_out(option: Option) -> Option:
@@ -28,20 +28,28 @@ def held_out(option: Option) -> Option:
 
 
 def _errors(members: Sequence[tuple[Layer, Tensor, Tensor]], side: Kind, largest: int) -> Tensor:
-    """Of ranks 0 to `largest`: the factors of the layers, tried on the metrics beside them.
+    """Of ranks 0 to `largest`: the factors of the layers, tried on the metrics beside them; of large layers in float32.
 
     With R^T R the metric of the side and Q the leading eigenvectors of the Gram matrix there, ``W ~ B Y`` with
     ``B = R^-1 Q`` and ``Y = Q^T R W``; a smaller rank has the first columns and rows of these.
     """
-    root, inverse = roots(torch.stack([metric_of(layer, side) for layer, _, _ in members]).mean(0))
-    halves = [half(layer, side, root) for layer, _, _ in members]
+    if len(metric_of(members[0][0], side)) >= LARGE:
+        members = [_single(*member) for member in members]
+    R = root(torch.stack([metric_of(layer, side) for layer, _, _ in members]).mean(0))
+    halves = [half(layer, side, R) for layer, _, _ in members]
     Q = leading_eigenvectors(sum(A.T @ times(M, A) for A, M in halves), largest)  # type: ignore[arg-type]
-    B = times(inverse, Q)
+    B = unrooted(R, Q)
     errors = Q.new_zeros(largest + 1)
     for (layer, C, G), (A, _) in zip(members, halves, strict=True):
         W, near, far = (layer.W, C, G) if side == "left" else (layer.W.T, G, C)
         errors += _tried(W, B, (A @ Q).T, near, far)
-    return errors
+    return errors.double()
+
+
+def _single(layer: Layer, C: Tensor, G: Tensor) -> tuple[Layer, Tensor, Tensor]:
+    """In float32."""
+    found = replace(layer, W=layer.W.float(), C=layer.C.float(), G=layer.G.float())
+    return found, C.float(), G.float()
 
 
 def _tried(W: Tensor, B: Tensor, Y: Tensor, near: Tensor, far: Tensor) -> Tensor:

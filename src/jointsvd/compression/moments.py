@@ -40,6 +40,11 @@ class Sums:
             self._add(*kept)
         self._kept = None
 
+    def add_products(self, fold: int, num: int, own: Tensor, cross: Tensor | None = None) -> None:
+        """What `num` vectors make, of few values each."""
+        self.counts[fold] += num
+        self._sum(fold, own, cross)
+
     def averages(self, counts: Tensor | None = None) -> tuple[Moment, Tensor | None]:
         """(folds, values, values) and (folds, values, others' values) of the folds that were seen; where the first is a
         `Spanned`, the others' in the coordinates of its basis. counts: what to divide by, if not by vectors."""
@@ -64,8 +69,10 @@ class Sums:
 
     def _add(self, fold: int, vectors: Tensor, others: Tensor | None) -> None:
         with torch.autocast(vectors.device.type, enabled=False):
-            own = (vectors.T @ vectors).double()
-            cross = None if others is None else (vectors.T @ others).double()
+            self._sum(fold, vectors.T @ vectors, None if others is None else vectors.T @ others)
+
+    def _sum(self, fold: int, own: Tensor, cross: Tensor | None) -> None:
+        own, cross = own.double(), None if cross is None else cross.double()
         if fold in self._sums:
             sums = self._sums[fold]
             own, cross = sums[0].add_(own), None if cross is None or sums[1] is None else sums[1].add_(cross)

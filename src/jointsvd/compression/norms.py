@@ -40,8 +40,10 @@ class Channels:
 
 def _sums(x: Tensor) -> tuple[Tensor, Tensor]:
     """How many values a channel has, and the sums of these and of their squares."""
-    values = x.transpose(0, 1).flatten(1).double()
-    return torch.tensor(values.shape[1]), torch.stack([values.sum(1), values.square().sum(1)])
+    num = x.numel() // x.shape[1]
+    variance, mean = torch.var_mean(x, [dim for dim in range(x.ndim) if dim != 1], correction=0)
+    mean = mean.double()
+    return torch.tensor(num), num * torch.stack([mean, variance.double() + mean.square()])
 
 
 class MatchedNorm(nn.Module):

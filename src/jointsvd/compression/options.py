@@ -7,7 +7,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from jointsvd.decomposition.metric import roots, times
+from jointsvd.decomposition.metric import root, times
 from jointsvd.network.plan import Group
 
 Kind = Literal["alone", "left", "right"]
@@ -108,7 +108,7 @@ def cheapest(option: Option, prices: Cost, multiple: int) -> Choice:
 def alone(layer: Layer) -> "Option":
     """The layer by itself: its errors are sums of the squared singular values of W between roots of C and G."""
     side = cheap_side(layer)
-    return Option((layer,), "alone", errors_of(gram(layer, side, roots(metric_of(layer, side))[0])))
+    return Option((layer,), "alone", errors_of(gram(layer, side, root(metric_of(layer, side)))))
 
 
 def cheap_side(layer: Layer) -> Kind:
@@ -122,17 +122,17 @@ def metric_of(layer: Layer, side: Kind) -> Tensor:
     return layer.C if side == "left" else layer.G
 
 
-def half(layer: Layer, kind: Kind, root: Tensor) -> tuple[Tensor, Tensor]:
-    """A and M such that the Gram matrix of the side that `kind` shares, the metric there being root^2, is
+def half(layer: Layer, kind: Kind, R: Tensor) -> tuple[Tensor, Tensor]:
+    """A and M such that the Gram matrix of the side that `kind` shares, the metric there being R^T R, is
     ``A^T kron(I, M) A``."""
     if kind == "left":
-        return times(root, layer.W).T, layer.G
-    return times(root, layer.W.T).T, layer.C
+        return times(R, layer.W).T, layer.G
+    return times(R, layer.W.T).T, layer.C
 
 
-def gram(layer: Layer, kind: Kind, root: Tensor) -> Tensor:
+def gram(layer: Layer, kind: Kind, R: Tensor) -> Tensor:
     """Its eigenvalues are the errors that ranks take away; of layers that share a side, those of the sum."""
-    A, M = half(layer, kind, root)
+    A, M = half(layer, kind, R)
     return A.T @ times(M, A)
 
 

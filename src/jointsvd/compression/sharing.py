@@ -10,7 +10,7 @@ from torch import Tensor
 
 from jointsvd.compression.held_out import held_out
 from jointsvd.compression.options import Cost, Kind, Layer, Option, cheapest, errors_of, gram, half
-from jointsvd.decomposition.metric import objective, roots, times
+from jointsvd.decomposition.metric import objective, root, times
 from jointsvd.decomposition.subspaces import improved_subspace
 from jointsvd.decomposition.weighted import weighted_ljsvd, weighted_rjsvd
 
@@ -79,9 +79,9 @@ def _sketches(options: Sequence[Option], pooled: Pooled, prices: Cost, multiple:
     layers = [option.layers[0] for option in options]
     return {
         kind: {
-            layer.name: _leading(*half(layer, kind, root), ranks[layer.name])
+            layer.name: _leading(*half(layer, kind, R), ranks[layer.name])
             for layer in layers
-            if (root := pooled[kind].get(_side(layer, kind))) is not None
+            if (R := pooled[kind].get(_side(layer, kind))) is not None
         }
         for kind in pooled
     }
@@ -100,8 +100,8 @@ def _sketched(layers: tuple[Layer, ...], kind: Kind, sketches: Mapping[str, tupl
 
 
 def _exact(option: Option, pooled: Pooled) -> Option:
-    root = pooled[option.kind][_side(option.layers[0], option.kind)]
-    grams = [gram(layer, option.kind, root) for layer in option.layers]
+    R = pooled[option.kind][_side(option.layers[0], option.kind)]
+    grams = [gram(layer, option.kind, R) for layer in option.layers]
     return Option(option.layers, option.kind, errors_of(torch.stack(grams).sum(0)))
 
 
@@ -142,5 +142,5 @@ def _pooled_roots(layers: Sequence[Layer]) -> Pooled:
         sides: dict[tuple[Any, ...], list[Tensor]] = {}
         for layer in layers:
             sides.setdefault(_side(layer, kind), []).append(layer.C if kind == "left" else layer.G)
-        found[kind] = {side: roots(torch.stack(Ms).mean(0))[0] for side, Ms in sides.items() if len(Ms) > 1}
+        found[kind] = {side: root(torch.stack(Ms).mean(0)) for side, Ms in sides.items() if len(Ms) > 1}
     return found

@@ -8,22 +8,22 @@ from functools import partial
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from jointsvd.compression import losses
 from jointsvd.compression.batches import part, size
 from jointsvd.compression.calibration import TASK, Loader, run_batches
 from jointsvd.compression.memory import Pieces, measured
-from jointsvd.compression.moments import FOLDS, Sums
+from jointsvd.compression.moments import FOLDS, Sums, wide
 from jointsvd.compression.norms import Channels
+from jointsvd.compression.strips import strip_products, strips
 from jointsvd.compression.task import Task
 from jointsvd.decomposition.metric import shrunk
 from jointsvd.decomposition.spanned import Moment
 from jointsvd.network.copying import copied
 from jointsvd.network.cost import Positions, usage
 from jointsvd.network.interface import input_of
-from jointsvd.network.layers import MatrixLayer, is_matrix
+from jointsvd.network.layers import MatrixLayer, is_matrix, unfolded_shape
 from jointsvd.network.progress import bar
 from jointsvd.network.random_state import random_state_kept
 
@@ -182,7 +182,7 @@ class _Moments:
 
     def _record(self, name: str, layer: MatrixLayer, args: Any, kwargs: Any, output: Tensor) -> Tensor | None:
         if self.forward:
-            self._add(name, "in", strips(layer, input_of(args, kwargs).detach()))
+            self._meet(name, layer, input_of(args, kwargs).detach())
         if not torch.is_grad_enabled():
             self.hidden.add(name)
             return None
@@ -194,31 +194,23 @@ class _Moments:
         return output.clone() if first else None
 
     @torch.no_grad()
+    def _meet(self, name: str, layer: MatrixLayer, x: Tensor) -> None:
+        if isinstance(layer, nn.Linear) or wide(unfolded_shape(layer)[0]):
+            self._add(name, "in", strips(layer, x))
+            return
+        sums = self.sums.setdefault((name, "in"), Sums())
+        for fold, images in self._by_fold(x):
+            sums.add_products(fold, *strip_products(layer, images))
+
+    @torch.no_grad()
     def _add(self, name: str, what: str, vectors: Tensor) -> None:
         """vectors: (positions of all images, values), image by image; in half precision under autocast."""
         sums = self.sums.setdefault((name, what), Sums())
-        folds = self.folds[torch.arange(len(vectors)) * len(self.folds) // len(vectors)]
+        for fold, some in self._by_fold(vectors):
+            sums.add(fold, some)
+
+    def _by_fold(self, values: Tensor) -> Iterator[tuple[int, Tensor]]:
+        """values: equally many of each image, image by image."""
+        folds = self.folds[torch.arange(len(values)) * len(self.folds) // len(values)]
         for fold in folds.unique().tolist():
-            sums.add(fold, vectors[(folds == fold).to(vectors.device)])
-
-
-def strips(layer: MatrixLayer, x: Tensor, *, axis: int = 0) -> Tensor:
-    """What the rows of a layer's matrix multiply: (positions, F1*I), row f1 * I + i as in `unfold`. For a layer that is
-    as wide as its kernel, axis=1 gives (positions, F2*I) along the rows of the image, column by column."""
-    if isinstance(layer, nn.Linear):
-        return x.reshape(-1, x.shape[-1])
-    size, step, dilation = (values[axis] for values in (layer.kernel_size, layer.stride, layer.dilation))
-    if isinstance(layer.padding, str):
-        total = dilation * (size - 1) if layer.padding == "same" else 0
-        before, after = total // 2, total - total // 2
-    else:
-        before = after = layer.padding[axis]
-    if axis:
-        x = x.transpose(2, 3)
-    mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
-    padded = F.pad(x, (0, 0, before, after), mode=mode)
-    if layer.kernel_size[1 - axis] == 1:
-        padded = padded[..., :: layer.stride[1 - axis]]  # wider kernels see every column
-    span = padded.shape[2] - dilation * (size - 1)
-    rows = [padded[:, :, f * dilation : f * dilation + span : step] for f in range(size)]
-    return torch.stack(rows, 1).permute(0, 3, 4, 1, 2).reshape(-1, size * x.shape[1])
+            yield fold, values[(folds == fold).to(values.device)]

@@ -82,13 +82,19 @@ def with_ridge(C: Moment) -> Moment:
     return C + torch.eye(len(C), dtype=C.dtype, device=C.device) * ridge
 
 
-def roots(C: Tensor) -> tuple[Tensor, Tensor]:
-    """R with ``R^T R = C``, and R^-1, of a symmetric positive definite matrix: the transpose of its Cholesky factor.
-    Where rounding has left eigenvalues below zero, as sums in single precision do, C^1/2 and C^-1/2 with these made
-    positive."""
+def root(C: Tensor) -> Tensor:
+    """R, upper triangular, with ``R^T R = C`` of a symmetric positive definite matrix: its Cholesky factor, transposed.
+    Where rounding has left eigenvalues below zero, as sums in single precision do, these are made positive."""
     L, failed = torch.linalg.cholesky_ex(C)
     if not failed:
-        return L.T, torch.linalg.solve_triangular(L.T, torch.eye(len(C), dtype=C.dtype, device=C.device), upper=True)
+        return L.T
+    floor = max(1e-12, torch.finfo(C.dtype).eps)
     eigenvalues, Q = torch.linalg.eigh(C)
-    values = eigenvalues.clamp_min(eigenvalues[-1] * 1e-12).sqrt()
-    return Q * values @ Q.T, Q / values @ Q.T
+    return torch.linalg.qr((Q * eigenvalues.clamp_min(eigenvalues[-1] * floor).sqrt()).T).R
+
+
+def unrooted(R: Tensor, X: Tensor) -> Tensor:
+    """``kron(I, R)^-1 X``, with the identity that fits the rows of X (rows, cols)."""
+    blocks = X.reshape(-1, len(R), X.shape[1]).transpose(0, 1)
+    found = torch.linalg.solve_triangular(R, blocks.flatten(1), upper=True)
+    return found.reshape(blocks.shape).transpose(0, 1).reshape(X.shape)

@@ -10,7 +10,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from jointsvd.decomposition.metric import roots
+from jointsvd.decomposition.metric import root, unrooted
 from jointsvd.decomposition.spanned import Moment, Spanned
 
 _ROUNDING = 1e-14  # of the mean eigenvalue: keeps the rest of W invertible where W has no rest in some directions
@@ -27,13 +27,13 @@ class _Narrow:
         self._seen = basis.T @ W
         rest = W.T @ W - self._seen.T @ self._seen
         rest.diagonal().add_(float(rest.diagonal().mean()) * _ROUNDING or 1.0)
-        root, self._inverse = roots(rest)
-        self.W = torch.cat([self._seen, root])
+        self._root = root(rest)
+        self.W = torch.cat([self._seen, self._root])
 
     def widened(self, U: Tensor) -> Tensor:
         """U (n + cols, rank) as (d, rank)."""
         inside, outside = U.split([len(self._seen), len(U) - len(self._seen)])
-        outside = self._inverse @ outside
+        outside = unrooted(self._root, outside)
         return self._whole @ outside + self._basis @ (inside - self._seen @ outside)
 
 

@@ -10,10 +10,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from jointsvd.decomposition.metric import objective, roots, times, with_ridge
+from jointsvd.decomposition.metric import objective, root, times, unrooted, with_ridge
 from jointsvd.decomposition.narrow import narrowed
 from jointsvd.decomposition.spanned import Moment, Spanned
-from jointsvd.decomposition.subspaces import leading_eigenvectors
+from jointsvd.decomposition.subspaces import leading_subspace
 
 TOLERANCE = 1e-4  # alternations end when the objective falls by less than this share
 MAX_ITERATIONS = 20  # of each alternation
@@ -111,21 +111,21 @@ class _Metric:
     the roots are kept."""
 
     Cs: list[Tensor]
-    G_roots: list[tuple[Tensor, Tensor]]
+    G_roots: list[Tensor]
 
     @classmethod
     def of(cls, Cs: Sequence[Tensor], Gs: Sequence[Tensor]) -> "_Metric":
         scales = [C.diagonal().mean() for C in Cs]
-        pairs = [roots(G * scale) for G, scale in zip(Gs, scales, strict=True)]
-        return cls([C / scale for C, scale in zip(Cs, scales, strict=True)], pairs)
+        G_roots = [root(G * scale) for G, scale in zip(Gs, scales, strict=True)]
+        return cls([C / scale for C, scale in zip(Cs, scales, strict=True)], G_roots)
 
     def fit(self, Ws: Sequence[Tensor], rank: int, start: Tensor | None = None) -> tuple[Tensor, list[Tensor]]:
         """U (rows, rank) and V_n. start: a U no worse than which the result is, with V_n of its own."""
         if not 1 <= rank <= len(Ws[0]):
             raise ValueError(f"rank must be between 1 and {len(Ws[0])} for these matrices, got {rank}")
-        halves = [times(root, W.T).T for W, (root, _) in zip(Ws, self.G_roots, strict=True)]
+        halves = [times(R, W.T).T for W, R in zip(Ws, self.G_roots, strict=True)]
         U, Ys = _fit_left(halves, self.Cs, rank, start)
-        return U, [times(inverse_root, Y.T).T for Y, (_, inverse_root) in zip(Ys, self.G_roots, strict=True)]
+        return U, [unrooted(R, Y.T).T for Y, R in zip(Ys, self.G_roots, strict=True)]
 
 
 def _alternate(
@@ -158,15 +158,16 @@ def _fit_left(
     """U (rows, rank) and V_n for G_n = I, from `start` or from the pooled U, whichever is better."""
     U = _pooled_left(Ws, Cs, rank)
     if len(Ws) == 1:
-        return U, [_fit_right(Ws[0], Cs[0], U)]
-    Vs, error = _fit_rights(Ws, Cs, U)
+        return U, [_fit_right(Ws[0], Cs[0], U)[0]]
+    whole = sum(float((W * times(C, W)).sum()) for W, C in zip(Ws, Cs, strict=True))
+    Vs, error = _fit_rights(Ws, Cs, U, whole)
     if start is not None:
-        others, other_error = _fit_rights(Ws, Cs, start)
+        others, other_error = _fit_rights(Ws, Cs, start, whole)
         U, Vs, error = (start, others, other_error) if other_error < error else (U, Vs, error)
     for _ in range(MAX_ITERATIONS):
         improved = torch.linalg.qr(_improved_left(Ws, Cs, U, Vs)).Q
-        improved_Vs, improved_error = _fit_rights(Ws, Cs, improved)
-        if improved_error > error * (1 + 1e-9):  # more than rounding
+        improved_Vs, improved_error = _fit_rights(Ws, Cs, improved, whole)
+        if improved_error > error + 1e-12 * whole:  # more than rounding
             break
         previous, U, Vs, error = error, improved, improved_Vs, improved_error
         if error > previous * (1 - TOLERANCE):
@@ -174,27 +175,28 @@ def _fit_left(
     return U, Vs
 
 
-def _fit_right(W: Tensor, C: Tensor, U: Tensor) -> Tensor:
-    """The best V for this U."""
+def _fit_right(W: Tensor, C: Tensor, U: Tensor) -> tuple[Tensor, float]:
+    """The best V for this U, and how much of ``tr W^T C W`` it takes away."""
     CU = times(C, U)
-    return torch.linalg.pinv(U.T @ CU, hermitian=True) @ (CU.T @ W)
+    CUW = CU.T @ W
+    V = torch.linalg.pinv(U.T @ CU, hermitian=True) @ CUW
+    return V, float((V * CUW).sum())
 
 
-def _fit_rights(Ws: Sequence[Tensor], Cs: Sequence[Tensor], U: Tensor) -> tuple[list[Tensor], float]:
-    """The best V_n for this U, and what they miss."""
-    Vs = [_fit_right(W, C, U) for W, C in zip(Ws, Cs, strict=True)]
-    residuals = [W - U @ V for W, V in zip(Ws, Vs, strict=True)]
-    return Vs, float(sum((D * times(C, D)).sum() for D, C in zip(residuals, Cs, strict=True)))
+def _fit_rights(Ws: Sequence[Tensor], Cs: Sequence[Tensor], U: Tensor, whole: float) -> tuple[list[Tensor], float]:
+    """The best V_n for this U, and what they miss of ``whole = sum_n tr W_n^T C_n W_n``."""
+    Vs, taken = zip(*(_fit_right(W, C, U) for W, C in zip(Ws, Cs, strict=True)), strict=True)
+    return list(Vs), whole - sum(taken)
 
 
 def _pooled_left(Ws: Sequence[Tensor], Cs: Sequence[Tensor], rank: int) -> Tensor:
     """The best U if every member had the mean of all moments."""
     C = torch.stack(list(Cs)).mean(0)
-    root, inverse_root = roots(C)
-    half = times(root, torch.cat(list(Ws), 1))
+    R = root(C)
+    half = times(R, torch.cat(list(Ws), 1))
     if rank <= half.shape[1] < len(half):
-        return times(inverse_root, torch.linalg.qr(half @ leading_eigenvectors(half.T @ half, rank)).Q)
-    return times(inverse_root, leading_eigenvectors(half @ half.T, rank))
+        return unrooted(R, torch.linalg.qr(half @ leading_subspace(half.T @ half, rank)).Q)
+    return unrooted(R, leading_subspace(half @ half.T, rank))
 
 
 def _improved_left(Ws: Sequence[Tensor], Cs: Sequence[Tensor], U: Tensor, Vs: Sequence[Tensor]) -> Tensor:
