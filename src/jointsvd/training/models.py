@@ -10,6 +10,7 @@ import torch
 import torchvision
 from timm.models.resnet import BasicBlock, ResNet
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 from jointsvd.network.checked import Size, check_arguments
 
@@ -67,10 +68,21 @@ def empty_model(**architecture: Any) -> nn.Module:
     """`build_model` on the meta device, for which no memory is taken; where a constructor looks at values, it is built
     and moved there. Raises ValueError as `build_model` does."""
     try:
-        with torch.device("meta"):
+        with torch.device("meta"), _Unfilled():
             return build_model(**architecture)
     except RuntimeError:
         return build_model(**architecture).to("meta")
+
+
+class _Unfilled(TorchFunctionMode):
+    """Leaves tensors on the meta device as they are, instead of going through what would fill them with numbers."""
+
+    _FILLS = ("normal_", "uniform_", "erfinv_", "mul_", "add_", "clamp_", "zero_", "fill_")
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if getattr(func, "__name__", "") in self._FILLS and args and args[0].is_meta:
+            return args[0]
+        return func(*args, **(kwargs or {}))
 
 
 def check_classifies(network: nn.Module, input_size: tuple[int, int, int], num_classes: int, name: str) -> None:
