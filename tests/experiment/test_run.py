@@ -172,7 +172,10 @@ def test_wandb_gets_runs_in_a_group_and_the_table_of_the_csv(settings, tmp_path,
 
     runs = [Path(run) for pattern in patterns for run in glob.glob(f"{pattern}/run-*.wandb")]
     assert len(runs) == 4  # dense network, fine-tuning, raw, summary
-    assert all(job.name.encode() in run.read_bytes() for run in runs)  # the group
+    deadline = time.monotonic() + 30  # W&B's own process writes the files
+    while not all(job.name.encode() in run.read_bytes() for run in runs):  # the group
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
     tables = [json.loads(path.read_text()) for path in job.folder.glob("wandb/offline-run-*/files/**/*.table.json")]
     shown = next(found for found in tables if found["columns"] == list(table.columns))
     assert shown["data"] == table.values.tolist()
