@@ -7,7 +7,7 @@ pieces. What waiting parts hold goes to a file where memory does not suffice (in
 import ctypes
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from contextvars import copy_context
 from tempfile import TemporaryFile
 from typing import Any, BinaryIO, cast
@@ -17,6 +17,7 @@ from torch import Tensor, UntypedStorage
 from torch.multiprocessing.reductions import StorageWeakRef
 
 Tensors = tuple[Tensor, ...]
+_ARENA_MAX = -8  # of glibc's malloc.h
 _thread = threading.local()
 
 
@@ -57,6 +58,7 @@ def walk(passes: Sequence[Callable[[], object]], room: int) -> None:
     if len(passes) == 1:
         passes[0]()
         return
+    _share_heap()
     kept = _Kept(room)
     parts = [_Part(work, kept) for work in passes]
     try:
@@ -70,6 +72,12 @@ def walk(passes: Sequence[Callable[[], object]], room: int) -> None:
     finally:
         for part in parts:
             part.abandon()
+
+
+def _share_heap() -> None:
+    """Let threads take memory from one heap: with one each, glibc would keep what every part has given back."""
+    with suppress(OSError, AttributeError):  # other C libraries have no such setting
+        ctypes.CDLL(None).mallopt(_ARENA_MAX, 1)
 
 
 class _Abandoned(BaseException):
