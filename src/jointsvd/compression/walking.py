@@ -17,7 +17,6 @@ from torch import Tensor, UntypedStorage
 from torch.multiprocessing.reductions import StorageWeakRef
 
 Tensors = tuple[Tensor, ...]
-_ARENA_MAX = -8  # of glibc's malloc.h
 _thread = threading.local()
 
 
@@ -58,7 +57,6 @@ def walk(passes: Sequence[Callable[[], object]], room: int) -> None:
     if len(passes) == 1:
         passes[0]()
         return
-    _share_heap()
     kept = _Kept(room)
     parts = [_Part(work, kept) for work in passes]
     try:
@@ -74,10 +72,10 @@ def walk(passes: Sequence[Callable[[], object]], room: int) -> None:
             part.abandon()
 
 
-def _share_heap() -> None:
-    """Let threads take memory from one heap: with one each, glibc would keep what every part has given back."""
-    with suppress(OSError, AttributeError):  # other C libraries have no such setting
-        ctypes.CDLL(None).mallopt(_ARENA_MAX, 1)
+def _give_back() -> None:
+    """Memory that nothing uses, to the system: glibc would keep some of every thread's."""
+    with suppress(OSError, AttributeError):  # other C libraries have no such function
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 class _Abandoned(BaseException):
@@ -116,6 +114,7 @@ class _Part:
         else:
             self._go.release()
         self._stopped.acquire()
+        _give_back()
         if self._error:
             raise self._error
         return not self._over
