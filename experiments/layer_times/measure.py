@@ -47,10 +47,10 @@ def main():
             bar.set_description(f"{name} at {pixels}, {engine}, {form} of rank {rank}")
             cell = dict(zip(KEYS, (name, pixels, engine, form, rank), strict=True))
             if not is_there(cell):
-                watch = watch or EngineClock(engine, 1).watched(dense, image, shapes)[1]
+                watch = watch or EngineClock(engine, 1).watched(dense, image, shapes)
                 before = before or watch()
                 small = factored(dense, shapes, form, rank)
-                found = EngineClock(engine, 1).watched(small, image, shapes)[1]()
+                found = EngineClock(engine, 1).watched(small, image, shapes)()
                 after = watch()
                 add([cell | row for row in rows_of(shapes, cell, (before, after), found)])
                 before = after

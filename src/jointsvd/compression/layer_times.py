@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from copy import deepcopy
 from dataclasses import dataclass
@@ -25,7 +25,7 @@ from jointsvd.network.plan import Group, Plan
 from jointsvd.network.progress import bar
 from jointsvd.network.random_state import random_state_kept
 from jointsvd.network.surgery import build_structure
-from jointsvd.network.timing import latency, own_clock, processor_name
+from jointsvd.network.timing import latency, own_clock, processor_name, unwatched
 
 CACHE = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "jointsvd" / "layer_times.json"
 _SHARES = (0.0, 0.05, 0.1, 0.3, 0.6, 1.0)  # of the break-even rank, 1 at least: where layers are measured as factors
@@ -56,13 +56,13 @@ class EngineClock:
         multiple = f"multiples of {self.rank_multiple}, " if self.rank_multiple > 1 else ""
         return ("" if self.engine == "torch" else f"{self.engine}, ") + multiple
 
-    def watched(self, network: nn.Module, images: Tensor, names: Iterable[str]) -> tuple[Callable[..., Any], _Watch]:
-        """What runs the network, and what measures all of it and its layers."""
+    def watched(self, network: nn.Module, images: Tensor, names: Iterable[str]) -> _Watch:
+        """What measures all of the network, and its layers."""
         if self.engine == "torch":
-            return network, lambda: _times(deepcopy(network), images, names)
+            return lambda: _times(network, images, names)
         from jointsvd.deployment.profiled import profiled  # needs the extra "onnx"
 
-        return profiled(network, images, names, self.engine)
+        return profiled(network, images, names, self.engine)[1]
 
 
 @random_state_kept()
@@ -110,16 +110,15 @@ def _measure(model: nn.Module, images: Tensor, where: EngineClock, cache: Path) 
         raise ValueError("the network has no ungrouped Conv2d and no Linear that runs")
     cache.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(cache.with_suffix(".lock")):  # one process measures at a time
-        run, watch = where.watched(dense, images, keys)
-        watched, now = watch()
-        network = latency(run, images, timer=own_clock(images.device)).median if where.engine == "torch" else watched
+        watch = where.watched(dense, images, keys)
+        network, now = watch()
         known = _read(cache)
         if not known.keys() >= set(keys.values()) or not 0.8 < _pace(known, keys, now) < 1.25:
             known |= _measured(dense, images, keys, where, watch)
-            watched, now = watch()
+            network, now = watch()
             write_atomic(cache, json.dumps(known, indent=1))
-    scale = _pace(known, keys, now) * network / watched
-    layers = {name: tuple(scale * time for time in known[key]) for name, key in keys.items()}
+    pace = _pace(known, keys, now)
+    layers = {name: tuple(pace * time for time in known[key]) for name, key in keys.items()}
     return LayerTimes(network, layers)  # type: ignore[arg-type]
 
 
@@ -178,7 +177,7 @@ def _measured(dense: nn.Module, images: Tensor, keys: Mapping[str, str], where: 
     for share in bar(_SHARES, "Timing layers"):
         ranks = {name: _rank(dense.get_submodule(name), share, where.rank_multiple) for name in keys}
         network = build_structure(dense, Plan(tuple(Group((name,), 0, rank) for name, rank in ranks.items())))
-        times = where.watched(_filled(network), images, keys)[1]()[1]
+        times = where.watched(_filled(network), images, keys)()[1]
         looks.append(watch()[1])
         then = fmean(sum(look.values()) for look in looks[-2:])
         for name, time in times.items():
@@ -217,20 +216,24 @@ def _line(points: list[tuple[int, float]]) -> list[float]:
 
 
 def _times(network: nn.Module, images: Tensor, names: Iterable[str]) -> tuple[float, dict[str, float]]:
-    """Milliseconds of the whole network, slowed a little by being watched, and of its layers: each until the next."""
+    """Milliseconds of the whole network by itself, and then of its layers, each until the next, which together take
+    that long."""
     now = own_clock(images.device)
+    whole, watched = latency(network, images, timer=now), deepcopy(network)
     passes: list[list[tuple[str, float]]] = []
 
     def run(x: Tensor) -> None:
-        passes.append([])
-        network(x)
+        passes.append([("", now())])  # what comes before the first layer is no layer's
+        watched(x)
         passes[-1].append(("", now()))
 
     for name in names:
-        network.get_submodule(name).register_forward_pre_hook(lambda *_, name=name: passes[-1].append((name, now())))
-    whole = latency(run, images, timer=now)
-    spent: dict[str, list[float]] = {name: [0.0] * whole.passes for name in names}
+        watched.get_submodule(name).register_forward_pre_hook(lambda *_, name=name: passes[-1].append((name, now())))
+    latency(run, images, passes=whole.passes, timer=now)
+    spent: dict[str, list[float]] = {name: [0.0] * whole.passes for name in ("", *names)}
     for index, marks in enumerate(passes[-whole.passes :]):
         for (name, start), (_, end) in pairwise(marks):
             spent[name][index] += 1e3 * (end - start)
-    return whole.median, {name: median(times) for name, times in spent.items()}
+    looks = Counter(name for name, _ in passes[-1][:-1])
+    found = unwatched({name: median(times) for name, times in spent.items()}, looks, whole.median)
+    return whole.median, {name: found[name] for name in names}

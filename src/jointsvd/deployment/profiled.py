@@ -16,7 +16,7 @@ from jointsvd.deployment.export import to_onnx
 from jointsvd.deployment.onnx_runtime import Run, onnx_session
 from jointsvd.deployment.quantize import quantised
 from jointsvd.network.extras import extra
-from jointsvd.network.timing import latency, own_clock
+from jointsvd.network.timing import latency, own_clock, unwatched
 
 with extra("onnx"):
     import onnx
@@ -84,9 +84,5 @@ def _of_events(events: list[dict[str, Any]], owners: Mapping[str, str], whole: f
             passes[-1][layer] += event["dur"]
             nodes[layer] += 1
     spent = {layer: median(times[layer] for times in passes) / 1e3 for layer in {"", *owners.values()}}
-    excess = sum(spent.values()) - whole
-    if excess > 0:  # being watched takes each node as long
-        share = excess / nodes.total()
-        spent = {layer: max(time - share * nodes[layer], 0.0) for layer, time in spent.items()}
-    scale = whole / sum(spent.values())
-    return {layer: scale * spent[layer] for layer in dict.fromkeys(owners.values()) if layer}
+    found = unwatched(spent, nodes, whole)
+    return {layer: found[layer] for layer in dict.fromkeys(owners.values()) if layer}

@@ -2,7 +2,8 @@
 
 import platform
 import time
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -57,6 +58,15 @@ def own_clock(device: torch.device) -> Callable[[], float]:
     """As `clock`, but on a CPU with one thread the seconds of that thread alone: on a machine that others use too, a
     long pass is interrupted more often than a short one, which would make small networks look faster than they are."""
     return time.thread_time if device.type == "cpu" and torch.get_num_threads() == 1 else clock(device)
+
+
+def unwatched(spent: Mapping[str, float], looks: Counter[str], whole: float) -> dict[str, float]:
+    """Milliseconds of the parts of what takes `whole` by itself, from those it took while it was watched: every look at
+    a part took as long, but no more than half of what was seen, and what is left is in proportion."""
+    excess = max(sum(spent.values()) - whole, 0.0) / looks.total()
+    left = {part: max(time - excess * looks[part], time / 2) for part, time in spent.items()}
+    scale = whole / sum(left.values())
+    return {part: scale * time for part, time in left.items()}
 
 
 def processor_name(device: torch.device) -> str:
