@@ -155,3 +155,15 @@ def test_a_file_that_computes_something_else_is_no_file(monkeypatch):
     )
     with pytest.raises(RuntimeError, match="exported network's output differs by 5"):
         to_onnx(nn.Sequential(nn.Conv2d(1, 4, 3)).eval(), IMAGES)
+
+
+def test_a_network_that_makes_much_of_rounding_is_exported():
+    """What comes out of the second layer is small beside what cancels there."""
+    inner, outer = nn.Linear(16, 512, bias=False), nn.Linear(512, 10, bias=False)
+    spanned = torch.linalg.qr(inner.weight.detach())[0]
+    large = 5e3 * torch.randn(10, 512)
+    outer.weight = nn.Parameter(large - large @ spanned @ spanned.T + torch.randn(10, 512))
+    model, images = nn.Sequential(inner, outer).eval(), torch.randn(8, 16)
+    found = torch.from_numpy(onnx_session(to_onnx(model, images))(images))
+    expected = model(images).detach()
+    assert (found - expected).abs().max() > 1e-4 * expected.abs().max()
