@@ -29,8 +29,8 @@ def to_onnx(network: nn.Module, example: Tensor) -> bytes:
 
     example: (N, ...) two or more images on the network's device. The graph's input is "images", its output "logits".
     Raises ValueError for a network in training mode, on another device, whose shared factors came apart, or that cannot
-    run on `example`, and RuntimeError if the outputs differ by more than TOLERANCE, or by more than ROUNDINGS times what
-    PyTorch's own are off from those in float64: some networks make much of rounding.
+    run on `example`, and RuntimeError if the outputs differ by more than TOLERANCE and by more than ROUNDINGS times
+    what PyTorch's own are off from those in float64: some networks make much of rounding.
     """
     expected = _outputs(network, example)
     plain = _with_plain_norms(network)
