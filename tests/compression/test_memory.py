@@ -10,7 +10,7 @@ from torch import nn
 from jointsvd import Group, Plan, apply_plan, collect_statistics, compress
 from jointsvd.compression import memory
 from jointsvd.compression.refitting import match_norms, refit
-from jointsvd.compression.walking import together, walk
+from jointsvd.compression.walking import held, together, walk
 from jointsvd.training.models import build_model
 
 IMAGES = torch.randn(44, 3, 12, 12, generator=torch.Generator().manual_seed(0))
@@ -184,6 +184,22 @@ def test_parts_that_go_different_ways_are_refused():
 
     with pytest.raises(ValueError, match="different ways"):
         walk([lambda number=number: run(number) for number in range(3)], 0)
+
+
+def test_what_a_part_holds_is_not_in_memory_while_it_waits():
+    sizes, kept = [], []
+
+    def look(seen):
+        sizes.extend(tensor.untyped_storage().nbytes() for tensor in kept)
+
+    def run():
+        kept.append(held(torch.arange(100.0)))
+        mine = kept[-1]
+        together(look, torch.zeros(3))
+        assert torch.equal(mine, torch.arange(100.0))
+
+    walk([run, run], 0)
+    assert sizes == [0, 0]
 
 
 def test_what_only_a_view_holds_comes_back_too():

@@ -155,6 +155,8 @@ def _compressed(model: nn.Module, calibration: Loader, budget: Budget, means: Me
     trial, predicted = _tried(model, plan, statistics, loader, task, means.memory)
     plan = replace(plan, settings={**plan.settings, "predicted_kl": predicted})
     compressed, report = _factored(model, plan, choices, statistics)
+    del choices
+    statistics = statistics.of_outputs()  # the other moments take memory that images need now
     _log.info("Fitting factors and batch norms behind compressed layers" if means.refit else "Correcting batch norms")
     if means.refit:
         _refit(model, compressed, plan, statistics, loader, trial, task, means.memory)

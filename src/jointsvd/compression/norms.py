@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from jointsvd.compression.walking import Seen, together
+from jointsvd.compression.walking import Seen, held, together
 
 _ROUNDING = 1e-6  # of the largest input, by which the halves of a batch may differ where nothing was compressed
 _DEAD = 1e-6  # of the variance that the norm divides by: a channel that moves less on these images does not move
@@ -58,11 +58,11 @@ class MatchedNorm(nn.Module):
         self.wanted, self.found, self.differ = Channels(), Channels(), False
 
     def forward(self, batch: Tensor) -> Tensor:
-        x, y = batch.chunk(2)
+        x, y = held(batch).chunk(2)
         if self.dense.running_mean is not None:
             differ = (x - y).abs().max() > _ROUNDING * x.abs().max()
-            together(self._meet, differ, *(found for half in (x, y) for found in _sums(half)), holding=(batch,))
-        return torch.cat([self.dense(x), self.compressed(y)])
+            together(self._meet, differ, *(found for half in (x, y) for found in _sums(half)))
+        return held(torch.cat([self.dense(x), self.compressed(y)]))
 
     def _meet(self, seen: Seen) -> None:
         """Of each part: whether its halves differ, and how many values of what sums they have."""

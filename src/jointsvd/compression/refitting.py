@@ -25,7 +25,8 @@ from jointsvd.compression.memory import device_of, footprint, pieces, room
 from jointsvd.compression.norms import MatchedNorm
 from jointsvd.compression.statistics import Statistics
 from jointsvd.compression.task import Task, beside
-from jointsvd.compression.walking import Seen, together, walk
+from jointsvd.compression.walking import Seen, held, together, walk
+from jointsvd.decomposition.metric import shrunk
 from jointsvd.decomposition.weighted import balanced
 from jointsvd.network.copying import copied
 from jointsvd.network.interface import StandIn
@@ -181,7 +182,7 @@ class _Halves(StandIn):
         if self.fit:
             together(self._meet, x, y, outputs)
             self.done()
-        return torch.cat([outputs, self.compressed(y)])
+        return held(torch.cat([outputs, self.compressed(y)]))
 
     def _meet(self, seen: Seen) -> None:
         assert self.fit
@@ -204,7 +205,7 @@ def _fits(
         for name in group.members:
             pair, other = compressed.get_submodule(name), trial.get_submodule(name)
             if isinstance(group, Group) and isinstance(pair, FactorPair) and isinstance(other, FactorPair):
-                layer, G = cast(MatrixLayer, model.get_submodule(name)), statistics.metric(name)[1]
+                layer, G = cast(MatrixLayer, model.get_submodule(name)), shrunk(statistics.outputs[name])
                 fits[name] = partial(_fit, partial(Behind, layer, G), (pair, other), group)
     return fits
 

@@ -64,19 +64,31 @@ class Statistics:
         kept = [fold for fold in range(len(self.inputs[name])) if fold != without]
         return shrunk(self.inputs[name][kept]) / 2, shrunk(self.outputs[name][kept])
 
-    def without(self, fold: int) -> "Statistics":
-        """What the images of the other folds say."""
-        kept = [other for other in range(self.num_folds) if other != fold]
-        inputs, outputs = (
-            {name: moments[kept] for name, moments in moved.items()} for moved in (self.inputs, self.outputs)
-        )
-        return replace(self, inputs=inputs, outputs=outputs)
+    def without(self, fold: int) -> "Without":
+        """What the images of the other folds say; nothing is copied."""
+        return Without(self, fold)
+
+    def of_outputs(self) -> "Statistics":
+        """Without the moments of inputs, which take the memory."""
+        return replace(self, inputs={})
 
     def measured(self, name: str, fold: int | None = None) -> tuple[Moment, Moment]:
         """(C, G) as they are, that the images of one fold show, or all of them."""
         if fold is None:
             return self.inputs[name].mean(0) / 2, self.outputs[name].mean(0)
         return self.inputs[name][fold] / 2, self.outputs[name][fold]
+
+
+@dataclass(frozen=True)
+class Without:
+    """Statistics of all images but those of a fold."""
+
+    whole: Statistics
+    fold: int
+
+    def metric(self, name: str) -> tuple[Moment, Moment]:
+        """As `Statistics.metric`."""
+        return self.whole.metric(name, without=self.fold)
 
 
 @random_state_kept()

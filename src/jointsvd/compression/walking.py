@@ -41,14 +41,22 @@ class Seen:
 Meet = Callable[[Seen], None]  # what a module does when all parts have come
 
 
-def together(meet: Meet, *brought: Tensor, holding: Tensors = ()) -> None:
+def together(meet: Meet, *brought: Tensor) -> None:
     """Called in a forward pass: `meet` gets what all parts bring, before any goes on; outside of `walk`, what the one
-    pass there is brings. holding: what this pass goes on with besides."""
+    pass there is brings."""
     part = getattr(_thread, "part", None)
     if part is None:
         meet(Seen([brought], [nullcontext]))
     else:
-        part.wait(meet, brought, holding)
+        part.wait(meet, brought)
+
+
+def held(tensor: Tensor) -> Tensor:
+    """Called in a forward pass, of a tensor of its own that it may still hold when it waits; returns the tensor."""
+    part = getattr(_thread, "part", None)
+    if part is not None:
+        part.hold(tensor)
+    return tensor
 
 
 def walk(passes: Sequence[Callable[[], object]], room: int) -> None:
@@ -140,13 +148,16 @@ class _Part:
             self._over, self.meet, self.brought = True, None, ()
             self._stopped.release()
 
-    def wait(self, meet: Meet, brought: Tensors, holding: Tensors) -> None:
+    def hold(self, tensor: Tensor) -> None:
+        storage = tensor.untyped_storage()
+        if storage.resizable():
+            self._held[storage._cdata] = StorageWeakRef(storage)
+
+    def wait(self, meet: Meet, brought: Tensors) -> None:
         """In the thread."""
         self.meet, self.brought = meet, brought
-        for tensor in (*brought, *holding):
-            storage = tensor.untyped_storage()
-            if storage.resizable():
-                self._held[storage._cdata] = StorageWeakRef(storage)
+        for tensor in brought:
+            self.hold(tensor)
         self._put_away()
         self._stopped.release()
         self._go.acquire()
