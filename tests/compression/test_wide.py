@@ -37,6 +37,20 @@ def test_moments_are_kept_in_the_span_of_the_images(few, monkeypatch):
         torch.testing.assert_close(one.dense(), other, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("refit", [False, True])
+def test_a_conv_of_many_outputs_at_few_positions(few, monkeypatch, refit):
+    """As the first of VGG's classifier is in timm."""
+    torch.manual_seed(0)
+    head = nn.Conv2d(8, 320, 3), nn.ReLU(), nn.Flatten(), nn.Linear(320, 5)
+    model, results = nn.Sequential(nn.Conv2d(3, 8, 3, 4), nn.ReLU(), *head).eval(), []
+    assert isinstance(collect_statistics(model, [IMAGES]).outputs["2"], Spanned)
+    for limit in (200, 10**9):
+        monkeypatch.setattr("jointsvd.compression.moments._WIDE", limit)
+        results.append(compress(model, [IMAGES], params=3, refit=refit))
+    assert results[0].plan.groups == results[1].plan.groups
+    torch.testing.assert_close(results[0].model(IMAGES), results[1].model(IMAGES), atol=1e-3, rtol=1e-3)
+
+
 def test_many_vectors_make_a_dense_moment(few):
     many = collect_statistics(network(), torch.randn(240, 3, 12, 12).split(60))
     assert many.inputs["3"].shape == (4, 864, 864)

@@ -37,8 +37,6 @@ def _weighed(D: Tensor, C: Moment, G: Moment) -> float:
 
 def times(M: Moment, X: Tensor) -> Tensor:
     """``kron(I, M) X``, with the identity that fits the rows of X (rows, cols); just M X if M has as many."""
-    if isinstance(M, Spanned):
-        return M @ X
     return (M @ X.reshape(-1, len(M), X.shape[1])).reshape(X.shape)
 
 

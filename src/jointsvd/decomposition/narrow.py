@@ -47,7 +47,7 @@ def _brought(cols: int, C: Moment) -> Tensor:
 def coordinates(W: Tensor, C: Moment) -> tuple[Tensor, Callable[[Moment], Tensor], Callable[[Tensor], Tensor]]:
     """W in the fewest coordinates in which it and C are dense, what brings C and moments like it there, and what brings
     a left factor (rows, rank) back."""
-    if not isinstance(C, Spanned):
+    if not isinstance(C, Spanned) or len(C) < len(W):  # one block of several
         return W, _dense, lambda U: U
     if C.basis.shape[1] + W.shape[1] >= len(W):
         return W, _dense, lambda U: U
