@@ -137,16 +137,17 @@ def test_flops_of_what_cannot_be_factored_count():
         compress(model, IMAGES, flops=3)
 
 
-def test_bad_budgets_are_seen_before_anything_is_measured(model, monkeypatch):
-    for what in ("collect_statistics", "measure_layer_times"):
-        monkeypatch.setattr(f"jointsvd.compression.compressed.{what}", lambda *_: pytest.fail("too late"))
+@pytest.mark.parametrize("narrow", [False, True])
+def test_bad_budgets_are_seen_before_anything_is_measured(model, monkeypatch, narrow):
+    for what in ("compressed.collect_statistics", "slim.collect_statistics", "slim.measure_layer_times"):
+        monkeypatch.setattr(f"jointsvd.compression.{what}", lambda *_: pytest.fail("too late"))
     for budget, message in (
         ({"params": 1000}, "no plan reaches"),
         ({"params": 1000, "faster": 2}, "no plan reaches"),
         ({"bytes": 1e6}, "buffers"),
     ):
         with pytest.raises(ValueError, match=message):
-            compress(model, IMAGES, **budget)
+            compress(model, IMAGES, **budget, narrow=narrow)
     with pytest.raises(ValueError, match="no Conv2d or Linear"):
         compress(nn.Sequential(nn.Flatten(), nn.BatchNorm1d(768)), IMAGES, params=2)
     with pytest.raises(ValueError, match="images of one size"):

@@ -81,7 +81,7 @@ def test_the_prediction_holds_on_images_that_compress_has_not_seen():
 def test_a_prediction_that_fails_is_a_warning(caplog, monkeypatch):
     calls = []
 
-    def broken(model, compressed, loader, task, memory):
+    def broken(model, compressed, *_):
         if calls:  # behind the trial
             nn.init.constant_([*compressed.parameters()][-1][:1], 9)  # the last bias
         calls.append(compressed)

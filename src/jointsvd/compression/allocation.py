@@ -30,12 +30,14 @@ from jointsvd.network.random_state import random_state_kept
 
 
 @dataclass(frozen=True)
-class _Task:
-    """The layers that may be factored, what the whole network costs, and by which factors its costs are to fall."""
+class Wanted:
+    """The layers that may be factored, what the whole network costs, and by which factors what is to fall: these costs,
+    or those of the network before channels were dropped."""
 
     layers: list[Layer]
     cost: Cost
     factors: tuple[float | None, float | None]
+    dense: Cost
 
 
 @random_state_kept()
@@ -47,11 +49,13 @@ def plan_for_budget(
     times: LayerTimes | None = None,
     share: bool = Means.share,
     rank_multiple: int = Means.rank_multiple,
+    dense: Cost | None = None,
 ) -> tuple[Plan, list[Choice]]:
     """The plan of least predicted error that keeps the budget, and what became of every layer.
 
     FLOPs are the whole network's, an image. times: of `measure_layer_times`, for a budget of time. share: whether
-    layers may share factors. rank_multiple: ranks are multiples of it.
+    layers may share factors. rank_multiple: ranks are multiples of it. dense: parameters, and FLOPs or milliseconds,
+    of another network that is to become so many times smaller or faster, if not of `model`.
 
     Raises ValueError for a budget that no plan reaches, naming the smallest network there is, and for a budget of time
     without times.
@@ -59,9 +63,10 @@ def plan_for_budget(
     means = Means(share=share, rank_multiple=rank_multiple)
     if budget.timed and times is None:
         raise ValueError("a budget of time needs times=, what measure_layer_times returns")
-    task = _task(model, budget, {n: statistics.positions[n] for n in statistics.inputs}, statistics.flops, times)
-    task = replace(task, layers=weighed(task.layers, statistics))
-    limits = _limits(task, means.rank_multiple)
+    task = wanted(model, budget, {n: statistics.positions[n] for n in statistics.inputs}, statistics.flops, times)
+    task = replace(task, layers=weighed(task.layers, statistics), dense=dense or task.dense)
+    _check_reached(task, means.rank_multiple)
+    limits = limits_of(task)
     choices = _choices(task.layers, limits, means)
     if not fits(total(choice.cost for choice in choices), limits):
         raise ValueError("no plan keeps all budgets at once: relax one of them")
@@ -69,9 +74,10 @@ def plan_for_budget(
     if times is not None:
         kept = task.cost[1] - total(layer.dense_cost for layer in task.layers)[1]
         predicted = kept + total(choice.cost for choice in choices)[1]
-        settings |= {"faster": task.factors[1], "milliseconds": times.network, "predicted_milliseconds": predicted}
+        milliseconds = dense[1] if dense else times.network
+        settings |= {"faster": task.factors[1], "milliseconds": milliseconds, "predicted_milliseconds": predicted}
     settings |= {"rank_multiple": rank_multiple, "predicted_error": sum(choice.error for choice in choices)}
-    return Plan(tuple(choice.group for choice in choices if choice.rank), settings), choices
+    return Plan(tuple(choice.group for choice in choices if choice.rank), settings), [c.bare() for c in choices]
 
 
 def check_budget(
@@ -82,22 +88,24 @@ def check_budget(
     times: LayerTimes | None = None,
     rank_multiple: int = Means.rank_multiple,
     ask: Callable[[nn.Module, Any], Any] = nn.Module.__call__,
+    dense: Cost | None = None,
 ) -> None:
     """Raises ValueError as `plan_for_budget` does, without statistics; a budget of time is not looked at without times.
 
-    image: (1, ...), on the model's device, which may be "meta". ask: runs the network on it.
+    image: (1, ...), on the model's device, which may be "meta". ask: runs the network on it. dense: as there.
     """
-    means = Means(rank_multiple=rank_multiple)
-    _limits(_task(model, budget, *usage(model, image, ask), times), means.rank_multiple)
+    means, task = Means(rank_multiple=rank_multiple), wanted(model, budget, *usage(model, image, ask), times)
+    _check_reached(replace(task, dense=dense or task.dense), means.rank_multiple)
 
 
-def _task(
+def wanted(
     model: nn.Module, budget: Budget, positions: Mapping[str, Positions], flops: int, times: LayerTimes | None
-) -> _Task:
+) -> Wanted:
     """positions: of the layers that run; flops: of the whole network."""
     layers, params = _layers(model, positions), budget.params_of(model)
     if times is None:
-        return _Task(layers, (num_parameters(model), flops), (params, budget.flops))
+        sizes = num_parameters(model), flops
+        return Wanted(layers, sizes, (params, budget.flops), sizes)
     if budget.flops is not None:
         raise ValueError("give flops or a budget of time with its times, not both")
     timed = []
@@ -105,7 +113,8 @@ def _task(
         dense, fixed, per_rank = times.layers[layer.name]
         timed.append(replace(layer, dense_run=dense, fixed_run=fixed, rank_run=per_rank))
     network = max(times.network, sum(layer.dense_run for layer in timed))
-    return _Task(timed, (num_parameters(model), network), (params, budget.faster_than(times.network)))
+    cost = num_parameters(model), network
+    return Wanted(timed, cost, (params, budget.faster_than(times.network)), cost)
 
 
 def _layers(model: nn.Module, positions: Mapping[str, Positions]) -> list[Layer]:
@@ -125,34 +134,41 @@ def _choices(layers: Sequence[Layer], limits: Cost, means: Means) -> list[Choice
     multiple = means.rank_multiple
     singles = [alone(layer) for layer in layers]
     options = [held_out(single) for single in bar(singles, "Trying ranks")]
-    prices = _find_prices(options, limits, multiple)
+    prices = find_prices(options, limits, multiple)
     if means.share:
         options = merge(singles, options, prices, multiple)
-        prices = _find_prices(options, limits, multiple)
+        prices = find_prices(options, limits, multiple)
     return _fill([cheapest(option, prices, multiple) for option in options], limits, multiple)
 
 
-def _limits(task: _Task, multiple: int) -> Cost:
-    """What the layers may cost for the network to keep its budgets. Raises ValueError if nothing keeps them."""
-    if not task.layers:
-        raise ValueError("the network has no Conv2d or Linear that runs and can be factored")
-    dense = total(layer.dense_cost for layer in task.layers)
-    smallest = total(_smallest_cost(layer, multiple) for layer in task.layers)
-    kept = (task.cost[0] - dense[0], task.cost[1] - dense[1])  # biases, norms and what cannot be factored
+def limits_of(task: Wanted) -> Cost:
+    """What the layers may cost for the network to keep its budgets."""
 
     def limit(axis: int) -> float:
         factor = task.factors[axis]
-        return inf if factor is None else (dense[axis] + kept[axis]) / factor - kept[axis]
+        return inf if factor is None else task.dense[axis] / factor - _kept(task)[axis]
 
-    limits = limit(0), limit(1)
-    if not fits(smallest, limits):
-        factors = [(cost + rest) / (least + rest) for cost, least, rest in zip(dense, smallest, kept, strict=True)]
+    return limit(0), limit(1)
+
+
+def _kept(task: Wanted) -> Cost:
+    """What biases, norms and what cannot be factored cost."""
+    dense = total(layer.dense_cost for layer in task.layers)
+    return task.cost[0] - dense[0], task.cost[1] - dense[1]
+
+
+def _check_reached(task: Wanted, multiple: int) -> None:
+    """Raises ValueError if nothing keeps the budgets."""
+    if not task.layers:
+        raise ValueError("the network has no Conv2d or Linear that runs and can be factored")
+    smallest = total(_smallest_cost(layer, multiple) for layer in task.layers)
+    if not fits(smallest, limits_of(task)):
+        factors = [cost / (least + kept) for cost, least, kept in zip(task.dense, smallest, _kept(task), strict=True)]
         raise ValueError(
             f"no plan reaches this budget: at rank {multiple} in all {len(task.layers)} layers that can be factored, "
             f"the network has {factors[0]:.4g} times fewer parameters, {factors[1]:.4g} times fewer FLOPs or "
             "milliseconds"
         )
-    return limits
 
 
 def _smallest_cost(layer: Layer, multiple: int) -> Cost:
@@ -162,7 +178,7 @@ def _smallest_cost(layer: Layer, multiple: int) -> Cost:
     return min(choice.cost[0] for choice in choices), min(choice.cost[1] for choice in choices)
 
 
-def _find_prices(options: Sequence[Option], limits: Cost, multiple: int) -> Cost:
+def find_prices(options: Sequence[Option], limits: Cost, multiple: int) -> Cost:
     """The lowest prices at which the cheapest choices fit: of one budget alone where the other then holds by itself,
     else a mixture at which both bind."""
 

@@ -1,7 +1,7 @@
 """What a compressed network may cost, and which means may be used."""
 
 import math
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from numbers import Real
 from typing import Literal
 
@@ -66,6 +66,15 @@ class Budget:
         size = weights / num_parameters(model)
         return max(self.params or 1.0, num_parameters(model) / (left / size))
 
+    def without_bytes(self, model: nn.Module) -> "Budget":
+        """The same for this network, with parameters in the place of bytes."""
+        return replace(self, params=self.params_of(model), bytes=None)
+
+    def of(self, model: nn.Module, milliseconds: float | None) -> "Budget":
+        """The same for this network, which takes so long, in factors alone."""
+        faster = None if milliseconds is None else self.faster_than(milliseconds)
+        return Budget(params=self.params_of(model), flops=self.flops, faster=faster)
+
     def faster_than(self, milliseconds: float) -> float | None:
         """By which factor a network that takes so long must become faster."""
         if self.latency_ms is None:
@@ -76,15 +85,16 @@ class Budget:
 @dataclass(frozen=True)
 class Means:
     """How a budget may be reached. share: layers may share factors. refit: factors are fitted again behind compressed
-    layers. rank_multiple: ranks are multiples of it, 1 or more. tune: steps of training towards the dense network, 1 or
-    more (none: None). memory: GB that images may take on their way through networks, beside these, what is known of
-    their layers, and the images themselves (None: half of what is free). engine: where a budget of time is measured and
-    holds: PyTorch as it is ("torch" or None), or ONNX Runtime on the CPU, in float32 ("onnx") or int8. Raises
-    ValueError for other values."""
+    layers. rank_multiple: ranks are multiples of it, 1 or more. narrow: channels between two layers may go, too. tune:
+    steps of training towards the dense network, 1 or more (none: None). memory: GB that images may take on their way
+    through networks, beside these, what is known of their layers, and the images themselves (None: half of what is
+    free). engine: where a budget of time is measured and holds: PyTorch as it is ("torch" or None), or ONNX Runtime on
+    the CPU, in float32 ("onnx") or int8. Raises ValueError for other values."""
 
     share: bool = True
     refit: bool = True
     rank_multiple: Count = 1
+    narrow: bool | None = None
     tune: Repeats | None = None
     memory: AboveZero | None = None
     engine: Engine | None = None

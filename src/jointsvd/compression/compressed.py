@@ -10,11 +10,11 @@ from torch import Tensor, nn
 
 from jointsvd.compression import losses
 from jointsvd.compression.agreement import Part, agreement
-from jointsvd.compression.allocation import check_budget, plan_for_budget
+from jointsvd.compression.allocation import plan_for_budget
 from jointsvd.compression.batches import part
-from jointsvd.compression.budget import Budget, Engine, Means
+from jointsvd.compression.budget import Budget, Means
 from jointsvd.compression.calibration import Loader, run_batches
-from jointsvd.compression.layer_times import LayerTimes, measure_layer_times, paired_times
+from jointsvd.compression.judged import judged, timed
 from jointsvd.compression.memory import passed
 from jointsvd.compression.options import Choice
 from jointsvd.compression.processes import in_first_process, several_processes
@@ -22,8 +22,9 @@ from jointsvd.compression.refitting import check_sizes, match_norms, trial_of
 from jointsvd.compression.refitting import refit as _refit
 from jointsvd.compression.rehearsal import rehearse
 from jointsvd.compression.report import report_of
-from jointsvd.compression.sources import HELD_OUT, JUDGING, ROUND, apart, shaping
-from jointsvd.compression.statistics import Statistics, collect_statistics
+from jointsvd.compression.slim import Scope, Slim, scope_of, slim
+from jointsvd.compression.sources import JUDGING, ROUND, apart, shaping
+from jointsvd.compression.statistics import collect_statistics
 from jointsvd.compression.suitability import problems
 from jointsvd.compression.task import Task
 from jointsvd.compression.tuning import Tuned, check_tuning, tune
@@ -43,12 +44,13 @@ _log = logging.getLogger(__name__)
 class Compressed:
     """report: a dictionary for each choice of the planner, in the network's order: its layers, what was done ("dense",
     "alone", or "left" and "right" for a shared U or V), the rank, the largest rank that would have saved parameters,
-    parameters and FLOPs of an image before and after, and the predicted change of the network's output (KL divergence,
-    nats an image), as images tell that did not shape the factors, beside that of the factors found on the images that
-    did, before they were fitted again. untouched: the layers with parameters that no choice was made for, by name,
-    class, parameters, share of the network's (percent) and reason. held_out: `Agreement` with the dense network on
-    calibration images that shaped nothing (images, kl, top1_agreement) beside predicted_kl; None if there were too few.
-    tuned: what `tune` did, if asked."""
+    how many channels it still "reads" or "writes" and of how many, where some are gone, parameters and FLOPs of an
+    image before and after, and the predicted change of the network's output (KL divergence, nats an image), as images
+    tell that did not shape the factors, beside that of the factors found on the images that did, before they were
+    fitted again. untouched: the layers with parameters that no choice was made for, by name, class, parameters, share
+    of the network's (percent) and reason. held_out: `Agreement` with the dense network on calibration images that
+    shaped nothing (images, kl, top1_agreement) beside predicted_kl; None if there were too few. tuned: what `tune`
+    did, if asked."""
 
     model: nn.Module
     plan: Plan
@@ -90,9 +92,10 @@ def compress(
     then those on other sources, without it on other images of the same ones (`sources.apart`).
     options: the fields of a `Budget`, and of `Means`: share, whether layers may share factors; refit, whether each
     layer's factors are then fitted behind the layers compressed before it; rank_multiple, of which ranks are multiples;
-    engine, where time is measured; tune, steps of training towards the dense network (`tune`), without labels, of which
-    one more image in eight says how many are kept (None: nothing is trained); memory, the GB that images may take on
-    their way through the networks (None: half of what is free), however many images there are.
+    narrow, whether channels between two layers may go as well, where nothing else meets them (twice the work); engine,
+    where time is measured; tune, steps of training towards the dense network (`tune`), without labels, of which one
+    more image in eight says how many are kept (None: nothing is trained); memory, the GB that images may take on their
+    way through the networks (None: half of what is free), however many images there are.
 
     In torch.distributed all processes call it, rank 0 does the work on its own images, and all get its network. Raises
     ValueError as `collect_statistics` and `plan_for_budget` do, for bad budgets before anything runs, and for networks
@@ -143,70 +146,69 @@ def _compressed(model: nn.Module, calibration: Loader, budget: Budget, means: Me
     batches = shaping(whole, task, judging=bool(means.tune))  # of which the noise in the statistics is
     whole = passed(model, whole, means.memory, task)
     loader = shaping(whole, task, judging=bool(means.tune))
-    image, times = _tried_out(model, loader, budget, means, task)
+    image, scope = _tried_out(own, model, loader, budget, means, task)
     _log.info("Measuring what the layers do on the calibration images")
     statistics = collect_statistics(model, batches, task=task, memory=means.memory)
     for problem in problems(model, loader, statistics, task):
         _log.warning(problem)
+    found = Slim(model, own, own, statistics, budget, scope.times.get(1))
+    found = slim(own, found, scope, image, batches, means, task)
     _log.info("Choosing ranks and shared factors of %d layers", len(statistics.inputs))
-    ways: dict[str, Any] = {"share": means.share, "rank_multiple": means.rank_multiple}
-    plan, choices = plan_for_budget(model, statistics, budget, times=times, **ways)
-    left, model = untouched(model, statistics), lift(own, {name for group in plan.groups for name in group.members})
-    trial, predicted = _tried(model, plan, statistics, loader, task, means.memory)
+    ways: dict[str, Any] = {"share": means.share, "rank_multiple": means.rank_multiple, "dense": found.dense}
+    plan, choices = plan_for_budget(found.planned, found.statistics, found.budget, times=found.times, **ways)
+    names = {name for group in plan.groups for name in group.members}
+    left, model, found = untouched(model, statistics), lift(own, names), found.lifted(names)
+    plan = replace(plan, narrowed=found.narrowed)
+    trial, predicted = _tried(model, found, plan, loader, task, means.memory)
     plan = replace(plan, settings={**plan.settings, "predicted_kl": predicted})
-    compressed, report = _factored(model, plan, choices, statistics)
-    del choices
-    statistics = statistics.of_outputs()  # the other moments take memory that images need now
+    compressed, report = _factored(found, plan, choices, model)
+    del choices, statistics
+    found = found.of_outputs()  # the other moments take memory that images need now
     _log.info("Fitting factors and batch norms behind compressed layers" if means.refit else "Correcting batch norms")
     if means.refit:
-        _refit(model, compressed, plan, statistics, loader, trial, task, means.memory)
+        _refit(model, compressed, plan, found.statistics, loader, trial, task, means.memory, found.network)
     else:
-        match_norms(model, compressed, loader, task, means.memory)
-    if times:
-        plan = replace(plan, settings={**plan.settings, **_timed(own, compressed, image, plan, means.engine)})
+        match_norms(model, compressed, loader, task, means.memory, plan.narrowed)
+    if scope.times:
+        plan = timed(own, compressed, image, plan, means.engine)
     tuned = _tuned(model, compressed, whole, means, task)
-    return Compressed(compressed, plan, report, left, _held_out(model, compressed, plan, whole, task), tuned)
+    return Compressed(compressed, plan, report, left, judged(model, compressed, plan, whole, task), tuned)
 
 
 def _tried_out(
-    model: nn.Module, loader: Loader, budget: Budget, means: Means, task: Task
-) -> tuple[Any, LayerTimes | None]:
-    """One image, and what a budget of time needs. Raises ValueError for a network that cannot be compressed and for a
-    budget that cannot be kept, if possible before measuring."""
+    own: nn.Module, model: nn.Module, loader: Loader, budget: Budget, means: Means, task: Task
+) -> tuple[Any, Scope]:
+    """One image, and what may be done. Raises ValueError for a network that cannot be compressed and for a budget that
+    cannot be kept, if possible before measuring."""
     with torch.no_grad():
         batch, output = next(run_batches(copied(model), loader, task))
     if task.kind is None:
         task.value(output)
     image = part(batch, slice(0, 1))
-    check_budget(model, image, budget, rank_multiple=means.rank_multiple, ask=task.ask)
     names = [name for name, _ in matrix_layers(model, usage(model, image, task.ask)[0])]
     rehearse(model, batch, names, task, refit=means.refit)
-    if not budget.timed:
-        return image, None
-    times = measure_layer_times(model, image, means.engine, means.rank_multiple)
-    check_budget(model, image, budget, times=times, rank_multiple=means.rank_multiple)
-    return image, times
+    return image, scope_of(own, model, image, budget, means, task)
 
 
 def _factored(
-    model: nn.Module, plan: Plan, choices: list[Choice], statistics: Statistics
+    found: Slim, plan: Plan, choices: list[Choice], dense: nn.Module
 ) -> tuple[nn.Module, list[dict[str, Any]]]:
     _log.info("Decomposing %d layers", sum(len(group.members) for group in plan.groups))
-    compressed = apply_plan(model, plan, statistics=statistics)
-    return compressed, report_of(choices, model, compressed, statistics)
+    compressed = apply_plan(found.network, Plan(plan.groups), statistics=found.statistics)
+    return compressed, report_of(choices, found.network, compressed, found.statistics, dense)
 
 
 def _tried(
-    model: nn.Module, plan: Plan, statistics: Statistics, loader: Loader, task: Task, memory: float | None
+    model: nn.Module, found: Slim, plan: Plan, loader: Loader, task: Task, memory: float | None
 ) -> tuple[nn.Module, float | None]:
     """A trial of the plan, whose factors the last fold of the images did not shape, and its KL divergence there: what
     layers do to each other is in it, which the sum of their errors leaves out. None for one image."""
     _log.info("Trying the plan on a fold of the images")
-    trial, folds = trial_of(model, plan, statistics), statistics.num_folds
+    trial, folds = trial_of(found.trial, Plan(plan.groups), found.statistics), found.statistics.num_folds
     if folds < 2:
         return trial, None
     others, last = Part(loader, folds, range(folds - 1), task), Part(loader, folds, [folds - 1], task)
-    return trial, agreement(model, match_norms(model, trial, others, task, memory), last, task).kl
+    return trial, agreement(model, match_norms(model, trial, others, task, memory, plan.narrowed), last, task).kl
 
 
 def _tuned(model: nn.Module, compressed: nn.Module, whole: Loader, means: Means, task: Task) -> Tuned | None:
@@ -217,28 +219,3 @@ def _tuned(model: nn.Module, compressed: nn.Module, whole: Loader, means: Means,
     text = "%d of %d steps of tuning were kept; KL on images apart %.3g nats before, %.3g now"
     _log.info(text, found.steps, means.tune, found.kl_before, found.kl)
     return found
-
-
-def _held_out(model: nn.Module, compressed: nn.Module, plan: Plan, whole: Loader, task: Task) -> dict[str, Any] | None:
-    """Logged beside what was predicted, as a warning if it is more than twice as much."""
-    images = list(Part(whole, ROUND, [HELD_OUT], task))
-    if not images:
-        return None
-    predicted, found = plan.settings["predicted_kl"] or 0.0, agreement(model, compressed, images, task)
-    same = found.top1_agreement
-    alike = "" if same is None else f" the prediction is the dense network's in {same:.1f} %;"
-    say = _log.warning if found.kl > 2 * predicted + 1e-6 else _log.info
-    text = "on %d held-out images%s KL %.3g nats, predicted %.3g"
-    say(text, found.images, alike, found.kl, predicted)
-    return found.as_dict(predicted)
-
-
-def _timed(dense: nn.Module, compressed: nn.Module, image: Tensor, plan: Plan, engine: Engine | None) -> dict[str, Any]:
-    """Milliseconds for one image, and how many times faster than the dense network, measured in turn; they are logged
-    beside what the plan promised."""
-    was, promised = plan.settings["milliseconds"], plan.settings["predicted_milliseconds"]
-    before, found = paired_times(dense, compressed, image, engine)
-    say = _log.info if before / found > was / promised / 1.15 else _log.warning
-    text = "%.3g ms dense, %.3g ms predicted (%.3g times faster), %.3g ms measured (%.3g times faster than just now)"
-    say(text, was, promised, was / promised, found, before / found)
-    return {"engine": engine or "torch", "measured_milliseconds": found, "measured_faster": before / found}

@@ -25,9 +25,10 @@ _CHUNK = 64  # images whose strips are in memory at a time
 class Behind:
     """A dense layer, the metric G of its outputs, and what it meets, in parts of the images: x (N, ...), y in place of
     x behind compressed layers, and its outputs in the dense network. All parts but the last are of a multiple of FOLDS
-    images."""
+    images. weight: that x meets, which is the layer's own where y has as many channels as x."""
 
     layer: MatrixLayer
+    weight: Tensor
     G: Moment
     seen: Seen
 
@@ -38,7 +39,7 @@ class Behind:
     @cached_property
     def moments(self) -> tuple[Moment, Tensor]:
         """Of the strips of y, and of these with those of x, by folds; or with what W makes of x, for a `wide` layer."""
-        layer, W = self.layer, unfold(self.layer.weight)
+        layer, W = self.layer, unfold(self.weight)
         if wide(len(W)):
             return self.sums(self.folds, lambda x, y, outputs: (strips(layer, y), strips(layer, x) @ W))
 
@@ -49,7 +50,7 @@ class Behind:
 
     def targets(self, folds: list[int]) -> Tensor:
         """``E[y x^T] W`` of some folds, in the coordinates of the basis where the moment of y is `Spanned`."""
-        cross, W = self.moments[1][folds].mean(0), unfold(self.layer.weight)
+        cross, W = self.moments[1][folds].mean(0), unfold(self.weight)
         return cross if wide(len(W)) else cross @ W.double()
 
     def sums(self, folds: list[int], view: Callable[..., tuple[Tensor, Tensor]]) -> tuple[Moment, Tensor]:

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from jointsvd.compression.walking import Seen, held, together
+from jointsvd.network.narrowing import some, spread
 
 _ROUNDING = 1e-6  # of the largest input, by which the halves of a batch may differ where nothing was compressed
 _DEAD = 1e-6  # of the variance that the norm divides by: a channel that moves less on these images does not move
@@ -50,11 +51,11 @@ class MatchedNorm(nn.Module):
     """A batch norm of the dense network for the first half of a batch, and the one in its place in the compressed
     network for the second, corrected first: the line that takes its inputs to the mean and the variance of the dense
     norm's goes into its running mean and variance. Where both halves are alike nothing changes; channels that do not
-    move get the mean alone."""
+    move get the mean alone. kept: the channels there are in the compressed network (None: all)."""
 
-    def __init__(self, dense: _BatchNorm, compressed: _BatchNorm):
+    def __init__(self, dense: _BatchNorm, compressed: _BatchNorm, kept: Tensor | None = None):
         super().__init__()
-        self.dense, self.compressed = dense, compressed
+        self.dense, self.compressed, self.kept = dense, compressed, kept
         self.wanted, self.found, self.differ = Channels(), Channels(), False
 
     def forward(self, batch: Tensor) -> Tensor:
@@ -62,7 +63,10 @@ class MatchedNorm(nn.Module):
         if self.dense.running_mean is not None:
             differ = (x - y).abs().max() > _ROUNDING * x.abs().max()
             together(self._meet, differ, *(found for half in (x, y) for found in _sums(half)))
-        return held(torch.cat([self.dense(x), self.compressed(y)]))
+        if self.kept is None:
+            return held(torch.cat([self.dense(x), self.compressed(y)]))
+        found = self.compressed(some(self, y, self.kept))
+        return held(torch.cat([self.dense(x), spread(self, found, self.kept, y.shape[1])]))
 
     def _meet(self, seen: Seen) -> None:
         """Of each part: whether its halves differ, and how many values of what sums they have."""
@@ -85,5 +89,6 @@ class MatchedNorm(nn.Module):
         moves = torch.minimum(var_x, var_y) > _DEAD * divided
         a = torch.where(moves, var_x / var_y.clamp_min(1e-300), torch.ones_like(var_x)).sqrt()
         a = torch.minimum(a, (divided / dense.eps).sqrt())  # no running variance below 0
-        norm.running_mean.copy_(mean_y + (mean - mean_x) / a)  # type: ignore[union-attr]
-        norm.running_var.copy_(divided / a.square() - dense.eps)  # type: ignore[union-attr]
+        kept = slice(None) if self.kept is None else self.kept.to(a.device)
+        norm.running_mean.copy_((mean_y + (mean - mean_x) / a)[kept])  # type: ignore[union-attr]
+        norm.running_var.copy_((divided / a.square() - dense.eps)[kept])  # type: ignore[union-attr]

@@ -1,7 +1,7 @@
 """What may become of a network's layers, at which error and cost."""
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import torch
@@ -38,6 +38,11 @@ class Layer:
     @property
     def dense_cost(self) -> Cost:
         return self.shape[0] * self.shape[1], self.dense_run
+
+    def bare(self) -> "Layer":
+        """Without the matrices, which take memory."""
+        nothing = self.W.new_empty(0)
+        return replace(self, W=nothing, C=nothing, G=nothing, folds=())
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,6 +93,10 @@ class Choice:
     def group(self) -> Group:
         names = tuple(layer.name for layer in self.option.layers)
         return Group(names, self.rank, 0) if self.option.kind == "left" else Group(names, 0, self.rank)
+
+    def bare(self) -> "Choice":
+        """Without what it was chosen by."""
+        return replace(self, option=replace(self.option, layers=tuple(layer.bare() for layer in self.option.layers)))
 
     def price(self, prices: Cost) -> float:
         """Error and cost in one."""

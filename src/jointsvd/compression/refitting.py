@@ -8,7 +8,7 @@ to the dense outputs by least squares over the columns of its kernel (asymmetric
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from functools import partial
@@ -16,27 +16,24 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from jointsvd.compression.batches import joined, part, shapes, size
 from jointsvd.compression.calibration import TASK, Loader, evaluating, run_batches
 from jointsvd.compression.fitting import Behind, fit, set_weight
 from jointsvd.compression.memory import device_of, footprint, pieces, room
-from jointsvd.compression.norms import MatchedNorm
 from jointsvd.compression.statistics import Statistics
 from jointsvd.compression.task import Task, beside
-from jointsvd.compression.walking import Seen, held, together, walk
+from jointsvd.compression.twin import Fit, twin_of
+from jointsvd.compression.walking import Seen, walk
 from jointsvd.decomposition.metric import shrunk
 from jointsvd.decomposition.weighted import balanced
 from jointsvd.network.copying import copied
-from jointsvd.network.interface import StandIn
-from jointsvd.network.layers import FactorPair, MatrixLayer, is_matrix, unfold
-from jointsvd.network.plan import Group, Plan
+from jointsvd.network.layers import FactorPair, MatrixLayer, unfold
+from jointsvd.network.narrowing import narrow
+from jointsvd.network.plan import Group, Narrowed, Plan
 from jointsvd.network.progress import bar
 from jointsvd.network.random_state import random_state_kept
-from jointsvd.network.surgery import apply_plan, check_structure, replace
-
-Fit = Callable[[Seen], None]  # of a dense input, a compressed input and the dense outputs, in parts
+from jointsvd.network.surgery import apply_plan, check_structure
 
 
 @random_state_kept()
@@ -50,6 +47,7 @@ def refit(
     trial: nn.Module | None = None,
     task: Task = TASK,
     memory: float | None = None,
+    slim: nn.Module | None = None,
 ) -> nn.Module:
     """Fit the factors of `compressed` (`model` by `plan`) again, in place and in the order in which layers run, and
     correct its batch norms (`match_norms`). What shared factors span stays; a layer alone gets a new U and V. A fit is
@@ -57,9 +55,11 @@ def refit(
 
     loader: the same as for `collect_statistics`. trial: of `trial_of`, if it was made already; it is used up. task: the
     same, too. memory: GB that what passes may take, beside the networks and the images (by default half of what is
-    free): what is more goes to files. Layers that run more than once stay what they were, and so do groups
-    with two branches or a Tucker-2. Raises ValueError as `collect_statistics` and `check_structure` do, for images of
-    several sizes, and for a network that does not take the images of a batch one by one (`check_independent`).
+    free): what is more goes to files. slim: `model` without the channels that the plan drops, of which the groups were
+    decomposed, and the statistics are (None: with the weights that `model` has). Layers that run more than once stay
+    what they were, and so do groups with two branches or a Tucker-2. Raises ValueError as `collect_statistics` and
+    `check_structure` do, for images of several sizes, and for a network that does not take the images of a batch one
+    by one (`check_independent`).
     """
     check_structure(compressed, plan)
     check_sizes(loader, task)
@@ -67,11 +67,13 @@ def refit(
     check_independent(model, part(images, slice(0, 2)), task)
     if trial is None:
         trial = trial_of(model, plan, statistics)
-    fits = _fits(model, compressed, trial, plan, statistics)
+    if slim is None:
+        slim = narrow(copied(model), plan.narrowed) if plan.narrowed else model
+    fits = _fits(model, slim, (compressed, trial), plan, statistics)
     fits = {name: fits[name] for name in _running_once(model, part(images, slice(0, 1)), task) if name in fits}
     parts, space = _parts(model, [images], task, memory)
     with bar(total=len(fits) * len(parts), desc="Fitting layers", unit="parts of images") as progress:
-        _walked(compressed, twin_of(model, compressed, fits, progress.update), parts, space, task)
+        _walked(compressed, twin_of(model, compressed, fits, progress.update, plan.narrowed), parts, space, task)
     for group in plan.groups:
         pairs = [compressed.get_submodule(name) for name in group.members]
         if isinstance(group, Group) and all(isinstance(pair, FactorPair) for pair in pairs):
@@ -82,15 +84,23 @@ def refit(
 @random_state_kept()
 @torch.no_grad()
 def match_norms(
-    model: nn.Module, compressed: nn.Module, loader: Loader, task: Task = TASK, memory: float | None = None
+    model: nn.Module,
+    compressed: nn.Module,
+    loader: Loader,
+    task: Task = TASK,
+    memory: float | None = None,
+    narrowed: Sequence[Narrowed] = (),
 ) -> nn.Module:
     """Correct the batch norms of `compressed`, a network that `apply_plan` made of `model`, in place: behind layers
     that were factored their outputs get the mean and variance of the dense network's on the same images. Others stay
-    as they are, to the bit. Returns `compressed`. memory: as for `refit`. Raises ValueError as `collect_statistics`."""
+    as they are, to the bit. Returns `compressed`. memory: as for `refit`. narrowed: channels that the plan dropped.
+    Raises ValueError as `collect_statistics`."""
     batches = [beside(model, task.batch(given)) for given in loader]
     if not batches:
         raise ValueError("the calibration loader is empty")
-    _walked(compressed, twin_of(model, compressed, {}, lambda: None), *_parts(model, batches, task, memory), task)
+    twin, (parts, space) = twin_of(model, compressed, {}, lambda: None, narrowed), _parts(model, batches, task, memory)
+    del batches  # the parts may be a copy
+    _walked(compressed, twin, parts, space, task)
     return compressed
 
 
@@ -124,18 +134,6 @@ def _unchanged_if_it_fails(network: nn.Module) -> Iterator[None]:
         raise
 
 
-def twin_of(model: nn.Module, compressed: nn.Module, fits: Mapping[str, Fit], done: Callable[[], object]) -> nn.Module:
-    """Both networks side by side. done: called when a part of the images has passed a layer that was fitted."""
-    twin = copied(model)
-    for name, module in list(twin.named_modules()):
-        other = compressed.get_submodule(name)
-        if isinstance(module, _BatchNorm):
-            replace(twin, module, MatchedNorm(module, cast(_BatchNorm, other)))
-        elif is_matrix(module) and not is_matrix(other):
-            replace(twin, module, _Halves(module, other, fits.get(name), done))
-    return twin
-
-
 def check_sizes(loader: Loader, task: Task = TASK) -> None:
     """Raises ValueError if `loader` is empty, or has images of several sizes."""
     sizes = {shapes(task.batch(given)) for given in loader}
@@ -160,36 +158,6 @@ def check_independent(model: nn.Module, images: Any, task: Task = TASK) -> None:
         raise ValueError("images of a batch affect each other in this network: compress with refit=False")
 
 
-class _Halves(StandIn):
-    """The dense layer for the first half of a batch; what stands for it, fitted first, for the second."""
-
-    def __init__(self, dense: nn.Module, compressed: nn.Module, fit: Fit | None, done: Callable[[], object]):
-        super().__init__()
-        self._take_sizes(dense)
-        self.dense, self.compressed, self.fit, self.done = dense, compressed, fit, done
-
-    @property
-    def weight(self) -> Tensor:
-        return cast(Tensor, self.dense.weight)
-
-    @property
-    def bias(self) -> Tensor | None:
-        return cast(Tensor | None, self.dense.bias)
-
-    def forward(self, input: Tensor) -> Tensor:
-        x, y = input.chunk(2)
-        outputs = self.dense(x)
-        if self.fit:
-            together(self._meet, x, y, outputs)
-            self.done()
-        return held(torch.cat([outputs, self.compressed(y)]))
-
-    def _meet(self, seen: Seen) -> None:
-        assert self.fit
-        with torch.autocast(self.weight.device.type, enabled=False):
-            self.fit(seen)
-
-
 def trial_of(model: nn.Module, plan: Plan, statistics: Statistics) -> nn.Module:
     """The network of a plan with factors that the last fold of the images did not shape, if there are several folds."""
     last = statistics.num_folds - 1
@@ -197,16 +165,20 @@ def trial_of(model: nn.Module, plan: Plan, statistics: Statistics) -> nn.Module:
 
 
 def _fits(
-    model: nn.Module, compressed: nn.Module, trial: nn.Module, plan: Plan, statistics: Statistics
+    model: nn.Module, slim: nn.Module, networks: tuple[nn.Module, nn.Module], plan: Plan, statistics: Statistics
 ) -> dict[str, Fit]:
-    """How to fit the layers that are pairs of factors."""
+    """How to fit the layers that are pairs of factors in both networks, the compressed one and its trial."""
     fits: dict[str, Fit] = {}
+    written = {item.writer: torch.tensor(item.kept) for item in plan.narrowed}
     for group in plan.groups:
         for name in group.members:
-            pair, other = compressed.get_submodule(name), trial.get_submodule(name)
-            if isinstance(group, Group) and isinstance(pair, FactorPair) and isinstance(other, FactorPair):
-                layer, G = cast(MatrixLayer, model.get_submodule(name)), shrunk(statistics.outputs[name])
-                fits[name] = partial(_fit, partial(Behind, layer, G), (pair, other), group)
+            pairs = tuple(network.get_submodule(name) for network in networks)
+            if isinstance(group, Group) and all(isinstance(pair, FactorPair) for pair in pairs):
+                layer, dense = (cast(MatrixLayer, network.get_submodule(name)) for network in (slim, model))
+                kept = written.get(name)
+                weight = dense.weight if kept is None else dense.weight[kept.to(dense.weight.device)]
+                behind = partial(Behind, layer, weight, shrunk(statistics.outputs[name]))
+                fits[name] = partial(_fit, behind, cast(tuple[FactorPair, FactorPair], pairs), group)
     return fits
 
 

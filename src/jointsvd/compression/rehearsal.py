@@ -9,8 +9,9 @@ from torch import nn
 
 from jointsvd.compression.batches import joined, part
 from jointsvd.compression.calibration import TASK, run_batches
-from jointsvd.compression.refitting import check_independent, twin_of
+from jointsvd.compression.refitting import check_independent
 from jointsvd.compression.task import Task
+from jointsvd.compression.twin import twin_of
 from jointsvd.network.copying import copied
 from jointsvd.network.plan import Group, Plan
 from jointsvd.network.surgery import build_structure

@@ -48,9 +48,9 @@ def coordinates(W: Tensor, C: Moment) -> tuple[Tensor, Callable[[Moment], Tensor
     """W in the fewest coordinates in which it and C are dense, what brings C and moments like it there, and what brings
     a left factor (rows, rank) back."""
     if not isinstance(C, Spanned) or len(C) < len(W):  # one block of several
-        return W, _dense, lambda U: U
+        return W, dense_moment, lambda U: U
     if C.basis.shape[1] + W.shape[1] >= len(W):
-        return W, _dense, lambda U: U
+        return W, dense_moment, lambda U: U
     narrow = _Narrow(W, C.basis)
     return narrow.W, partial(_brought, W.shape[1]), narrow.widened
 
@@ -61,5 +61,6 @@ def narrowed(W: Tensor, C: Moment) -> tuple[Tensor, Tensor, Callable[[Tensor], T
     return W, bring(C), widen
 
 
-def _dense(C: Moment) -> Tensor:
+def dense_moment(C: Moment) -> Tensor:
+    """(n, n), also where it is spanned by few."""
     return C.dense() if isinstance(C, Spanned) else C

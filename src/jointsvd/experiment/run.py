@@ -125,6 +125,7 @@ def _method(settings: Settings) -> dict[str, Any]:
         "hid",
         "iterations",
         "rank_multiple",
+        "narrow",
         "share",
         "refit",
         "tune",

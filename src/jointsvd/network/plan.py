@@ -63,6 +63,32 @@ class TuckerGroup:
             raise ValueError(f"group {self.members}: one member alone has nothing to share; give own ranks only")
 
 
+@dataclass(frozen=True)
+class Narrowed:
+    """Channels between two layers of which some are dropped.
+
+    writer: the layer whose outputs they are. between: what stands in between, each with values for every channel (batch
+    norms, depthwise convs). reader: the layer that reads them. kept: which stay, in ascending order. All by module
+    name. Raises ValueError for names or channels that describe no such thing.
+    """
+
+    writer: str
+    between: tuple[str, ...]
+    reader: str
+    kept: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        names = (self.writer, *self.between, self.reader)
+        if not all(isinstance(name, str) and name for name in names) or len(set(names)) < len(names):
+            raise ValueError(f"channels to drop need a writer and a reader, as module names; got {names!r:.200}")
+        if not all(map(_is_whole, self.kept)) or not self.kept or min(self.kept) < 0:
+            raise ValueError(f"{self.writer}: channels that are kept are whole numbers; got {self.kept!r:.200}")
+        if list(self.kept) != sorted(set(self.kept)):
+            raise ValueError(f"{self.writer}: channels that are kept come once and in order; got {self.kept!r:.200}")
+        object.__setattr__(self, "between", tuple(self.between))
+        object.__setattr__(self, "kept", tuple(map(int, self.kept)))
+
+
 AnyGroup = Group | TuckerGroup
 
 
@@ -85,12 +111,14 @@ def _check_members(group: AnyGroup) -> None:
 class Plan:
     """Groups and how they came about. `to_json` travels with the weights; loading rebuilds the structure from it.
 
-    settings: what made the plan (method, rank_rate, ...), for people and tables; nothing is computed from it.
+    settings: what made the plan (method, rank_rate, ...), for people and tables; nothing is computed from it. narrowed:
+    channels that go before layers are decomposed.
     """
 
     groups: tuple[AnyGroup, ...] = ()
     settings: Mapping[str, Any] = field(default_factory=dict)
-    VERSION: ClassVar[int] = 1
+    narrowed: tuple[Narrowed, ...] = ()
+    VERSION: ClassVar[int] = 1  # 2 where channels are dropped, which releases before 0.3 cannot read
     KIND: ClassVar[str] = "jointsvd-plan"
 
     def __post_init__(self) -> None:
@@ -100,23 +128,32 @@ class Plan:
         names = Counter(name for group in self.groups for name in group.members)
         if twice := sorted(name for name, times in names.items() if times > 1):
             raise ValueError(f"layers in more than one group: {twice}")
+        object.__setattr__(self, "narrowed", tuple(self.narrowed))
+        ends = Counter((end, getattr(item, end)) for item in self.narrowed for end in ("writer", "reader"))
+        if twice := sorted(name for (_, name), times in ends.items() if times > 1):
+            raise ValueError(f"layers whose channels are dropped twice: {twice}")
 
     def to_json(self) -> str:
         groups = [{"kind": group.kind, **asdict(group)} for group in self.groups]
-        return json.dumps(
-            {"version": self.VERSION, "kind": self.KIND, "settings": dict(self.settings), "groups": groups}
-        )
+        plan = {"version": self.VERSION, "kind": self.KIND, "settings": dict(self.settings), "groups": groups}
+        if self.narrowed:
+            plan |= {"version": self.VERSION + 1, "narrowed": list(map(asdict, self.narrowed))}
+        return json.dumps(plan)
 
     @classmethod
     def from_json(cls, text: str) -> "Plan":
         """Raises ValueError for anything that is not a plan of this version."""
         try:
             data = parse_json(text, "it")
-            if data["kind"] != cls.KIND or data["version"] != cls.VERSION or isinstance(data["version"], bool):
+            version = cls.VERSION + 1 if "narrowed" in data else cls.VERSION
+            if data["kind"] != cls.KIND or data["version"] != version or isinstance(data["version"], bool):
                 raise ValueError(f"kind {data['kind']!r}, version {data['version']!r}")
-            if not isinstance(data["groups"], list):
-                raise ValueError(f"groups are a list, got {data['groups']!r:.200}")
-            return cls(tuple(_group_from_dict(group) for group in data["groups"]), data["settings"])
+            groups, narrowed = data["groups"], data.get("narrowed", [])
+            for items in (groups, narrowed):
+                if not isinstance(items, list):
+                    raise ValueError(f"groups, and what is narrowed, are lists; got {items!r:.200}")
+            narrowed = tuple(Narrowed(**item) for item in narrowed)
+            return cls(tuple(map(_group_from_dict, groups)), data["settings"], narrowed)
         except (KeyError, TypeError, AttributeError, ValueError) as error:
             raise ValueError(f"not a {cls.KIND} of version {cls.VERSION}: {str(error)[:500]}") from error
 

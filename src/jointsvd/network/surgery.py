@@ -24,6 +24,7 @@ from jointsvd.network.layers import (
     unfold,
 )
 from jointsvd.network.lifted import lift
+from jointsvd.network.narrowing import check_narrow, narrow
 from jointsvd.network.plan import AnyGroup, Group, Plan, TuckerGroup
 from jointsvd.network.progress import bar
 from jointsvd.network.random_state import random_state_kept
@@ -55,9 +56,11 @@ def build_structure(model: nn.Module, plan: Plan) -> nn.Module:
 
 
 def _plain(model: nn.Module, plan: Plan) -> nn.Module:
-    """A copy in which all that the plan names can be factored."""
+    """A copy without the channels that go, in which all that the plan names can be factored."""
     names = {name for group in plan.groups for name in group.members}
-    return lift(bake(copied(model)), names) if names else copied(model)
+    if not names and not plan.narrowed:
+        return copied(model)
+    return lift(narrow(bake(copied(model)), plan.narrowed), names)
 
 
 class Metrics(Protocol):
@@ -99,8 +102,10 @@ compress_model = apply_plan  # the name it had before, for code that still has i
 
 
 def check_structure(model: nn.Module, plan: Plan) -> None:
-    """Raises ValueError unless the planned layers of `model` are factor layers that share what the plan says."""
+    """Raises ValueError unless the planned layers of `model` are factor layers that share what the plan says, and have
+    as many channels between them."""
     modules = dict(model.named_modules(remove_duplicate=False))
+    check_narrow(modules, plan.narrowed)
     for group in plan.groups:
         names = ", ".join(group.members)
         layers = [modules.get(name) for name in group.members]

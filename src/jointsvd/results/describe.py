@@ -76,7 +76,13 @@ def _short(layers: Sequence[str]) -> str:
 
 
 def reason(line: Mapping[str, Any]) -> str:
-    """Why the planner chose so."""
+    """Why the planner chose so, and which channels are gone."""
+    channels = line.get("channels") or {}  # reports by version 0.2 have none
+    words = [f"{side} {now:,} of {was:,} channels" for side, (now, was) in channels.items()]
+    return ", ".join([_why(line), *words])
+
+
+def _why(line: Mapping[str, Any]) -> str:
     if line["choice"] == "dense":
         return "a rank costs more than it saves" if line["largest_rank"] else "no rank is smaller"
     alike = {"left": "they read alike", "right": "they write alike"}

@@ -51,6 +51,7 @@ class Row:
     budget_faster: float | None = None
     budget_latency_ms: float | None = None
     rank_multiple: int | None = None
+    narrow: bool | None = None  # whether channels between layers might go
     share: bool | None = None  # whether the planner might share factors
     refit: bool | None = None  # whether factors were fitted again behind compressed layers
     tune: int | None = None  # steps of training towards the dense network, without labels

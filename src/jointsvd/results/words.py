@@ -50,6 +50,7 @@ def short_label(row: Mapping[str, Any]) -> str:
         words.append(f"own/shared {row['own_per_shared']:g}")
     if row["method"] == "budget":
         words += [f"ranks of {row['rank_multiple']:g}"] if (row.get("rank_multiple") or 1) > 1 else []
+        words += ["fewer channels"] if row.get("narrow") is True else []
         words += ["no sharing"] * (not row["share"]) + ["no refit"] * (not row["refit"])
         words += [f"tuned {row['tune']:g} steps"] if (row.get("tune") or 0) > 0 else []
     elif (row.get("calibration_images") or 0) > 0:
