@@ -31,7 +31,9 @@ def _line(
     for layer in layers:
         (rows, cols), (vertical, horizontal) = layer.shape, statistics.positions[layer.name]
         num, gone = _dense(layer, dense)
-        channels |= gone
+        for side, (some, all_) in gone.items():  # of all members that lost any
+            now, was = channels.get(side, (0, 0))
+            channels[side] = [now + some, was + all_]
         before += num
         dense_flops += 2 * num * horizontal
         flops += 2 * (choice.rank * (rows * vertical + cols * horizontal) or rows * cols * horizontal)
