@@ -118,7 +118,7 @@ class Plan:
     groups: tuple[AnyGroup, ...] = ()
     settings: Mapping[str, Any] = field(default_factory=dict)
     narrowed: tuple[Narrowed, ...] = ()
-    VERSION: ClassVar[int] = 1  # 2 where channels are dropped, which releases before 0.3 cannot read
+    VERSION: ClassVar[int] = 1  # 2 where channels are dropped, which version 0.1 cannot read
     KIND: ClassVar[str] = "jointsvd-plan"
 
     def __post_init__(self) -> None:

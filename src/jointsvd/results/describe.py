@@ -77,7 +77,7 @@ def _short(layers: Sequence[str]) -> str:
 
 def reason(line: Mapping[str, Any]) -> str:
     """Why the planner chose so, and which channels are gone."""
-    channels = line.get("channels") or {}  # reports by version 0.2 have none
+    channels = line.get("channels") or {}  # older reports have none
     words = [f"{side} {now:,} of {was:,} channels" for side, (now, was) in channels.items()]
     return ", ".join([_why(line), *words])
 
