@@ -18,6 +18,7 @@ from jointsvd import (
     prepare_for_inference,
     save_compressed,
 )
+from jointsvd.compression.layer_times import LayerTimes
 from jointsvd.compression.narrowing import narrowed_network
 from jointsvd.compression.refitting import match_norms, refit
 from jointsvd.deployment.export import to_onnx
@@ -148,3 +149,25 @@ def test_a_narrow_network_ships():
     torch.testing.assert_close(torch.as_tensor(onnx_session(whole)(IMAGES)), expected, atol=1e-4, rtol=1e-4)
     rounded = torch.as_tensor(onnx_session(to_int8(whole, [IMAGES]))(IMAGES))
     assert (rounded - expected).norm() < 0.1 * expected.norm()
+
+
+def test_the_dense_network_is_timed_with_all_its_channels(monkeypatch):
+    model, seen = Block(inner=58).eval(), []
+
+    def timed(network, *_, **__):
+        seen.append(network.conv1.out_channels)
+        names = ("stem", "conv1", "conv2", "head")
+        return LayerTimes(10.0, dict.fromkeys(names, (2.5, 0.1, 0.1)))
+
+    monkeypatch.setattr("jointsvd.compression.slim.measure_layer_times", timed)
+    compress(model, IMAGES.split(32), faster=1.5, narrow=True)
+    assert seen[:3] == [58, 24, 8]  # of 58, a half and a quarter, in multiples of 8
+
+
+@pytest.mark.parametrize("dead", ["conv1", "norm2"])
+def test_a_block_that_says_nothing(dead):
+    model = Block().eval()
+    with torch.no_grad():
+        model.get_submodule(dead).weight.zero_()
+    result = compress(model, IMAGES.split(32), params=3, narrow=True)
+    assert result.model(IMAGES).isfinite().all()

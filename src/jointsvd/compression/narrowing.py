@@ -103,7 +103,7 @@ def _ways(item: Narrowed, dense: Mapping[str, Layer], costs: Mapping[int, Mappin
     if not {item.writer, item.reader} <= dense.keys():
         return []
     writer, reader, num = dense[item.writer], dense[item.reader], len(item.kept)
-    if any(tuple(layer.W.shape) != layer.shape for layer in (writer, reader)):
+    if any(tuple(layer.W.shape) != layer.shape or not layer.W.any() for layer in (writer, reader)):
         return []
     height, most = len(reader.W) // num, _num(item, min(SHARES))
     order = ordered(reader.W, reader.C, reader.G, height, min(most, num - 1))
@@ -115,7 +115,9 @@ def _way(item: Narrowed, kept: list[int], writer: Layer, reader: Layer, costs: M
     rows = rows_of(channels, num, len(reader.W) // num)
     columns = rows_of(channels, num, writer.W.shape[1] // num)
     A = fitted(reader.W, reader.C, rows)
-    more = float(_met(A, reader.G) / _met(reader.W[rows], reader.G))  # gradients grow with what channels take over
+    more = float(
+        _met(A, reader.G) / (_met(reader.W[rows], reader.G) or 1.0)
+    )  # gradients grow with what channels take over
     narrow_writer = replace(
         _written(writer, channels, columns, more, costs[writer.name]),
         folds=[partial(_written_in_fold, fold, channels, columns, more, costs[writer.name]) for fold in writer.folds],

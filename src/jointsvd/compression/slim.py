@@ -58,16 +58,16 @@ def scope_of(own: nn.Module, model: nn.Module, image: Any, budget: Budget, means
     """own: the dense network, baked. model: the same as the planner sees it. image: (1, ...). Raises ValueError for a
     budget that cannot be kept, if possible before layers are timed."""
     items = inner_channels(own, image, task.run) if means.narrow else []
-    narrowest = narrower(model, items, SHARES[-1])
+    networks = {1: model} | ({share: narrower(model, items, share) for share in SHARES} if items else {})
+    narrowest = max(networks)
     dense: Cost = num_parameters(model), usage(model, image, task.ask)[1]
     ways: dict[str, Any] = {"rank_multiple": means.rank_multiple, "ask": task.ask}
-    check_budget(narrowest, image, budget.without_bytes(model), dense=dense, **ways)
+    check_budget(networks[narrowest], image, budget.without_bytes(model), dense=dense, **ways)
     if not budget.timed:
         return Scope(items)
-    shares = (1, *SHARES) if items else (1,)
-    times = {share: _timed(narrower(model, items, share), image, means) for share in shares}
+    times = {share: _timed(network, image, means) for share, network in networks.items()}
     dense, budget = (dense[0], times[1].network), budget.of(model, times[1].network)
-    check_budget(narrowest, image, budget, times=times[shares[-1]], dense=dense, **ways)
+    check_budget(networks[narrowest], image, budget, times=times[narrowest], dense=dense, **ways)
     return Scope(items, times)
 
 

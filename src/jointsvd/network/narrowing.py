@@ -124,10 +124,10 @@ def inner_channels(model: nn.Module, image: Any, ask: Ask = nn.Module.__call__) 
     where the forward cannot run in double precision, in which this is tried."""
     network, image = copied(model).eval().double(), tree_map(_doubled, image)
     try:
-        candidates = list(_candidates(network, image, ask))
+        candidates, whole = list(_candidates(network, image, ask)), _values(ask(network, image))
     except Exception:  # whatever a forward may say that knows single precision alone
         return []
-    return [item for item in candidates if _can_be_dropped(network, image, ask, item)]
+    return [item for item in candidates if _can_be_dropped(network, image, ask, item, whole)]
 
 
 def _doubled(value: Any) -> Any:
@@ -174,10 +174,10 @@ def _ran(network: nn.Module, image: Any, ask: Ask) -> list[str]:
     return ran
 
 
-def _can_be_dropped(network: nn.Module, image: Any, ask: Ask, item: Narrowed) -> bool:
+def _can_be_dropped(network: nn.Module, image: Any, ask: Ask, item: Narrowed, whole: Tensor) -> bool:
+    """whole: what the network says with all channels."""
     num = len(item.kept)
     kept = torch.randperm(num, generator=torch.Generator().manual_seed(0))[: num // 2].sort().values
-    whole = _values(ask(network, image))
     with _zeros(network.get_submodule(item.reader), kept):
         wanted = _values(ask(network, image))
     half = Narrowed(item.writer, item.between, item.reader, tuple(kept.tolist()))
