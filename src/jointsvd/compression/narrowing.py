@@ -115,9 +115,8 @@ def _way(item: Narrowed, kept: list[int], writer: Layer, reader: Layer, costs: M
     rows = rows_of(channels, num, len(reader.W) // num)
     columns = rows_of(channels, num, writer.W.shape[1] // num)
     A = fitted(reader.W, reader.C, rows)
-    more = float(
-        _met(A, reader.G) / (_met(reader.W[rows], reader.G) or 1.0)
-    )  # gradients grow with what channels take over
+    # gradients grow with what channels take over
+    more = float(_met(A, reader.G) / (_met(reader.W[rows], reader.G) or 1.0))
     narrow_writer = replace(
         _written(writer, channels, columns, more, costs[writer.name]),
         folds=[partial(_written_in_fold, fold, channels, columns, more, costs[writer.name]) for fold in writer.folds],
