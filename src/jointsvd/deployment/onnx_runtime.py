@@ -2,7 +2,8 @@
 
 import logging
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
+from io import StringIO
 
 import torch
 from torch import Tensor
@@ -45,10 +46,11 @@ def onnx_session(content: bytes, threads: int | None = None) -> Run:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """No log messages below errors: the ONNX packages say a line for every tensor."""
+    """No log messages below errors, and nothing printed: the ONNX packages say a line for every tensor."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
-        yield
+        with redirect_stdout(StringIO()):
+            yield
     finally:
         logging.disable(before)
