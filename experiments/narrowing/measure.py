@@ -20,6 +20,7 @@ from jointsvd.compression.agreement import agreement
 from jointsvd.network.atomic import write_atomic
 from jointsvd.results.rendered import write_table
 from jointsvd.results.rows import environment
+from jointsvd.results.words import spelled
 from jointsvd.training.checkpoints import load_network
 from jointsvd.training.classifier import top1
 from jointsvd.training.datasets import FashionMNIST
@@ -84,6 +85,7 @@ def accuracy(network, data):
 def readable(rows):
     lines = [
         {
+            "network": spelled(row["network"].split("-")[0]),
             "asked for, times faster": f"{row['faster']:g}",
             "channels": f"{row['narrowed']:.0f} blocks narrowed" if row["narrow"] else "all",
             "measured, times faster": f"{row['measured_faster']:.2f}",
@@ -95,7 +97,7 @@ def readable(rows):
             "accuracy, %": f"{row['top1']:.2f}",
             "seconds": f"{row['seconds']:.0f}",
         }
-        for row in rows.sort_values(["faster", "narrow"]).to_dict("records")
+        for row in rows.sort_values(KEY).to_dict("records")
     ]
     return pd.DataFrame(lines)
 
