@@ -150,7 +150,7 @@ def test_the_peers_are_those_of_the_committed_rows():
         assert cells == [row["network"], row["engine"], *(f"{value:.2f}" for value in values)]
 
 
-@pytest.mark.parametrize("study", ["real_network", "layer_times", "ways_to_factor", "narrowing"])
+@pytest.mark.parametrize("study", ["real_network", "layer_times", "ways_to_factor", "narrowing", "time_budgets"])
 def test_the_table_of_a_study_with_a_script_is_that_of_its_rows(study):
     folder = ROOT / "experiments" / study
     spec = importlib.util.spec_from_file_location("measure", folder / "measure.py")

@@ -83,8 +83,11 @@ def test_trainers(configure, name):
     evaluation_trainer({**plain(trainer), "devices": 1})
 
 
-# of its images, as ImageData.fingerprint gives it
-FASHION_MNIST = "7d5fb7fa90411c9da4630191b1a94869a7f5c1f17acb2f5fa9495332dca86f1a"
+# of its images at each size, as ImageData.fingerprint gives it
+FASHION_MNIST = {
+    28: "7d5fb7fa90411c9da4630191b1a94869a7f5c1f17acb2f5fa9495332dca86f1a",
+    32: "073cae406f60ace420deb2a77b0a3e2c972d86b8fcf5ff43b045db8226943aaa",
+}
 NUM_JOBS = {  # for one seed: networks times methods times rank rates; table III is iterations times shares
     "beyond": 4,
     "beyond.paper": 6 * 2 * 2,
@@ -265,7 +268,7 @@ def test_ids_of_committed_rows_are_those_of_their_commands(configure, experiment
     shapes = (60_000, 1, 28, 28), (10_000, 1, 28, 28)
     splits = tuple((torch.zeros(1, dtype=torch.uint8).expand(shape), torch.zeros(shape[0])) for shape in shapes)
     monkeypatch.setattr(FashionMNIST, "load", lambda self: splits)
-    monkeypatch.setattr(FashionMNIST, "fingerprint", FASHION_MNIST)
+    monkeypatch.setattr(FashionMNIST, "fingerprint", property(lambda data: FASHION_MNIST[data.image_size]))
     rows = experiment_rows[experiment_rows["data"] == "fashion_mnist"].drop_duplicates("config_id")
     assert len(rows) > 50
     for row in rows.to_dict("records"):
